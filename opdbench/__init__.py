@@ -1,0 +1,1 @@
+"""opdbench: a benchmark and reproduction suite for on-policy distillation."""

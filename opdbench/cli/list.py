@@ -1,0 +1,58 @@
+"""List methods, tasks or hardware profiles; without a word, all three."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from opdbench import hardware, registry
+from opdbench.cli.arguments import add_json, add_plugin, one_of
+from opdbench.cli.output import bold, print_json, table
+from opdbench.registry import Description
+
+WHAT = ("methods", "tasks", "profiles")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="?", metavar="methods|tasks|profiles", type=one_of("choice", WHAT))
+    add_plugin(parser)
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    wanted = (args.what,) if args.what else WHAT
+    if args.json:
+        listed = {what: _as_json(what, args.plugin) for what in wanted}
+        print_json(listed[args.what] if args.what else listed)
+        return 0
+    texts = [_as_text(what, args.plugin) for what in wanted]
+    print("\n\n".join(texts if args.what else
+                      [f"{bold(what)}\n{text}" for what, text in zip(wanted, texts, strict=True)]))
+    return 0
+
+
+def _as_json(what: str, plugins: Sequence[str]) -> list[dict[str, Any]]:
+    if what == "profiles":
+        return [profile.as_json() for profile in hardware.profiles()]
+    return [description.as_json() for description in _descriptions(what, plugins)]
+
+
+def _as_text(what: str, plugins: Sequence[str]) -> str:
+    if what == "profiles":
+        return table(["profile", "for"], [[profile.name, profile.summary] for profile in hardware.profiles()])
+    found = _descriptions(what, plugins)
+    if what == "methods":
+        rows = [[d.name, "+".join(d.domains) or "-", d.needs or "-", _claim(d)] for d in found]
+        return table(["method", "worlds", "needs", "claim"], rows)
+    return table(["task", "world", "problem"], [[d.id, "+".join(d.domains) or "-", _claim(d)] for d in found])
+
+
+def _descriptions(what: str, plugins: Sequence[str]) -> list[Description]:
+    return registry.descriptions("method" if what == "methods" else "task", plugins)
+
+
+def _claim(description: Description) -> str:
+    """The summary; what is wrong with a broken one; and the package, where it is not opdbench's own."""
+    text = f"cannot be used: {description.problem}" if description.problem else description.summary
+    return text if description.package.startswith("opdbench ") else f"{text} [{description.package}]"

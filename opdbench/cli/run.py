@@ -1,0 +1,127 @@
+"""Train a student with a method on a task, and record what it cost and scored."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opdbench.cli.arguments import add_json, add_plugin
+from opdbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from opdbench.resolve import Request
+    from opdbench.schema.record import Record
+
+DIVERGED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", required=True, metavar="M", help="a method (opdbench list methods)")
+    parser.add_argument("--task", required=True, metavar="T", help="a task (opdbench list tasks)")
+    parser.add_argument("--profile", default="auto", metavar="NAME", help="a hardware profile; auto looks at the machine")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0, metavar="N", help="the run's seed (default 0)")
+    seeds.add_argument("--seeds", metavar="A:B", help="one run for each seed from A up to, not including, B")
+    parser.add_argument("--budget", action="append", default=[], metavar="AXIS=N",
+                        help="stop at steps=, student_tokens=, teacher_tokens= or seconds= (default: the task's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                        help="set any documented parameter (repeatable)")
+    parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
+    parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id or SB3 zip")
+    parser.add_argument("--trust-pickle", action="store_true",
+                        help="unpickle an SB3 zip that needs it; a pickle can run any code, so only from whom you trust")
+    parser.add_argument("--data", metavar="DIR", help="folder or hub id with the task's data")
+    parser.add_argument("--results", default="results", metavar="DIR", help="where records go (default ./results)")
+    parser.add_argument("--fresh", action="store_true", help="run again even if this run is finished or under way")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved plan and its estimated cost; start nothing")
+    add_plugin(parser)
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    seeds = _seeds(args)
+    if args.dry_run:
+        return _dry_run(args, seeds)
+    records = [_run(args, seed) for seed in seeds]
+    if args.json:
+        _print_json(args, records)
+    return max(0 if record.status == "completed" else 1 for record, _ in records)
+
+
+def _seeds(args: argparse.Namespace) -> list[int]:
+    if args.seeds is None:
+        if args.seed < 0:
+            raise UsageError(f"--seed {args.seed} is negative", "use 0 or a positive number")
+        return [args.seed]
+    first, colon, last = args.seeds.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--seeds {args.seeds!r} is not a range", "write --seeds 0:5 for the seeds 0, 1, 2, 3 and 4")
+    return list(range(int(first), int(last)))
+
+
+def _request(args: argparse.Namespace, seed: int) -> Request:
+    from opdbench.resolve import Request
+
+    extra = ("--results", args.results) if args.results != "results" else ()
+    return Request(method=args.method, task=args.task, profile=args.profile, seed=seed, budget=tuple(args.budget),
+                   settings=tuple(args.settings), student=args.student, teacher=args.teacher, data=args.data,
+                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle, extra_arguments=extra)
+
+
+def _run(args: argparse.Namespace, seed: int) -> tuple[Record, str]:
+    """One run, its progress on stderr and, unless --json, its summary on stdout."""
+    from opdbench import run
+    from opdbench.cli.progress import Display
+    from opdbench.report.summary import summary
+    from opdbench.resolve import resolve
+    from opdbench.store import RECORD
+
+    with Display(f"{args.method} on {args.task}, seed {seed}") as display:
+        display.phase("resolving")
+        plan = resolve(_request(args, seed))
+        folder = run.run_folder(Path(args.results), plan.spec.recipe)
+        place = str(folder.path / RECORD)
+        display.note(f"profile {plan.spec.execution.profile}: {plan.profile_reason}")
+        finished = folder.path.exists() and not args.fresh and _is_finished(folder)
+        if finished:
+            display.note("this run is finished; its record follows (add --fresh to run it again)")
+        record = run.execute(plan, folder, display, fresh=args.fresh)
+    if not args.json:
+        print(summary(record, place))
+        if record.status == "completed":
+            print(f"\nnext: opdbench show {place}")
+    return record, place
+
+
+def _is_finished(folder: object) -> bool:
+    from opdbench.store import RunFolder
+
+    assert isinstance(folder, RunFolder)
+    record = folder.read_record()
+    return record is not None and record.status == "completed"
+
+
+def _print_json(args: argparse.Namespace, records: list[tuple[Record, str]]) -> None:
+    """One JSON object: the run's, or with --seeds one that lists them all."""
+    from opdbench.cli.output import print_json
+    from opdbench.report.summary import as_json
+
+    values = [as_json(record, place) for record, place in records]
+    print_json(values[0] if args.seeds is None else {
+        "status": "completed" if all(value["status"] == "completed" for value in values) else "failed", "runs": values})
+
+
+def _dry_run(args: argparse.Namespace, seeds: list[int]) -> int:
+    from opdbench.cli.output import print_json
+    from opdbench.estimate import estimate
+    from opdbench.report.plan import as_json, as_text
+    from opdbench.resolve import resolve
+
+    plan = resolve(_request(args, seeds[0]))
+    cost = estimate(plan)
+    if args.json:
+        print_json(as_json(plan, cost, seeds, args.results))
+    else:
+        print(as_text(plan, cost, seeds, args.results))
+    return 0

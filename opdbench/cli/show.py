@@ -1,0 +1,268 @@
+"""Show a method, a task, a hardware profile, or the record of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdbench import hardware, registry
+from opdbench.cli.arguments import add_json, add_plugin
+from opdbench.cli.output import bold, fields, number, paragraph, print_json, table
+from opdbench.errors import UserError, unknown
+from opdbench.registry import Description
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from opdbench.task import Task
+
+RECORD = "record.json"
+WORLDS = {"lm": "language models", "rl": "control"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME|RECORD",
+                        help="a method, task or profile by name, or a run's folder or record file")
+    parser.add_argument("--data", metavar="DIR", help="where a task's data are, for their sizes")
+    add_plugin(parser)
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    content, text = _find(args)
+    if args.json:
+        print_json(content())
+    else:
+        print(text())
+    return 0
+
+
+Answer = tuple[Callable[[], dict[str, Any]], Callable[[], str]]
+
+
+def _find(args: argparse.Namespace) -> Answer:
+    """What NAME means, as two functions that give it as JSON and as text."""
+    name = args.name
+    if _is_path(name):
+        record = _read_record(Path(name).expanduser())
+        return lambda: record.model_dump(mode="json"), lambda: _record_text(record, name)
+    kinds = registry.kinds_of(name, args.plugin)
+    if len(kinds) > 1:
+        raise UserError(f"{name!r} is both a method and a task", "rename the plugin's")
+    if kinds == ["method"]:
+        method = method_content(name, args.plugin)
+        return lambda: method, lambda: _method_text(method)
+    if kinds == ["task"]:
+        task = task_content(name, args.plugin, args.data)
+        return lambda: task, lambda: _task_text(task)
+    if name in hardware.names():
+        profile = profile_content(hardware.load(name))
+        return lambda: profile, lambda: _profile_text(profile)
+    valid = [*registry.names("method", args.plugin), *registry.names("task", args.plugin), *hardware.names()]
+    raise unknown("name", name, valid, see="opdbench list")
+
+
+# ------------------------------------------------------------------------------------------------------------ methods
+
+
+def method_content(name: str, plugins: list[str]) -> dict[str, Any]:
+    """What a method's file says, as JSON values."""
+    from opdbench.page import read_page
+
+    description = registry.describe("method", name, plugins)
+    method = registry.load("method", name, plugins)
+    page = read_page(method.__doc__)
+    return {**description.as_json(), **page._asdict(), "parameters": parameters(method.Params),
+            "lines": _line_count(description)}
+
+
+def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """Name, type, default, bounds and meaning of every field of a `Params` model."""
+    return [{"name": name, "type": _type_name(field.annotation), "default": field.default if not field.is_required() else None,
+             "required": field.is_required(), "bounds": _bounds(field.metadata), "meaning": field.description or ""}
+            for name, field in model.model_fields.items()]
+
+
+def _type_name(annotation: Any) -> str:
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(choice) for choice in get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _bounds(metadata: list[Any]) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    found = [f"{sign} {getattr(item, name):g}" for item in metadata for name, sign in signs.items() if hasattr(item, name)]
+    return ", ".join(found)
+
+
+def _line_count(description: Description) -> int:
+    assert description.path is not None
+    return len(description.path.read_text().splitlines())
+
+
+def _method_text(method: dict[str, Any]) -> str:
+    facts = fields([
+        ("worlds", " and ".join(WORLDS.get(domain, domain) for domain in method["domains"])),
+        ("teacher", f"must reveal: {method['needs']}"),
+        ("paper", method["paper"]),
+        ("deviations", method["deviations"]),
+        ("file", f"{method['path']} ({method['lines']} lines, {method['package']})"),
+    ])
+    equation = "\n".join("    " + line for line in method["equation"].splitlines())
+    parts = [bold(method["id"]) + "  " + method["claim"], equation, paragraph(method["text"]), facts,
+             _parameter_table(method["parameters"]), f"try it: opdbench run --method {method['name']} --task TASK"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _parameter_table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no parameters of its own"
+    return table(["parameter", "default", "values", "meaning"],
+                 [[row["name"], "required" if row["required"] else str(row["default"]),
+                   " ".join(part for part in (row["type"], row["bounds"]) if part), row["meaning"]] for row in rows])
+
+
+# -------------------------------------------------------------------------------------------------------------- tasks
+
+
+def task_content(name: str, plugins: list[str], data: str | None) -> dict[str, Any]:
+    """What a task says of itself, with its sizes and the measured score of its models, as JSON values."""
+    description = registry.describe("task", name, plugins)
+    task = registry.load("task", name, plugins)(data=data)
+    models = {role: model_content(task, role) for role in ("teacher", "student")}
+    return {**description.as_json(), "license": task.license, "protocol": task.protocol, "metric": task.metric,
+            "size": _size(task), **models, "training": dict(task.training), "budget": dict(task.budget),
+            "parameters": parameters(task.Params)}
+
+
+def _size(task: Task) -> dict[str, Any]:
+    from opdbench.task import ControlTask, LanguageTask
+
+    if isinstance(task, ControlTask):
+        return {"environment": task.env_id, "longest_episode": task.max_episode_steps,
+                "evaluation_episodes": task.evaluation_episodes}
+    assert isinstance(task, LanguageTask)
+    sizes: dict[str, Any] = {"max_new_tokens": task.max_new_tokens}
+    try:
+        for split in ("train", "validation", "test"):
+            sizes[split] = len(task.examples(split))
+    except UserError as error:  # the data are not here; everything else about the task can still be shown
+        sizes["missing"] = str(error)
+    return sizes
+
+
+def model_content(task: Task, role: str) -> dict[str, Any]:
+    """The default model of a role: what it is called, where it comes from, and the score in its manifest."""
+    from opdbench import models
+
+    reference = getattr(task, role)
+    if reference is None:
+        if role == "student" and hasattr(task, "student_hidden"):
+            widths = "x".join(str(width) for width in task.student_hidden)
+            return {"reference": None, "comes_from": f"a fresh {widths} network, initialised from the run's seed"}
+        named = {profile.name: profile.models[role] for profile in hardware.profiles() if role in profile.models}
+        return {"reference": None, "comes_from": "the hardware profile", "by_profile": named}
+    folder = models.shipped_models(task).get(reference)
+    if folder is None:
+        return {"reference": reference, "comes_from": "not shipped: a folder or the hub"}
+    return {"reference": reference, "comes_from": str(folder), "manifest": read_manifest(folder)}
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest beside a shipped model, None when there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    path = folder / "manifest.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"the manifest {path} cannot be read: {error}", "reinstall the package it came with") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the manifest {path} is not a JSON object", "reinstall the package it came with")
+    return content
+
+
+def _task_text(task: dict[str, Any]) -> str:
+    facts = fields([
+        ("world", " and ".join(WORLDS.get(domain, domain) for domain in task["domains"])),
+        ("protocol", task["protocol"]),
+        ("score", task["metric"]),
+        ("size", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task["size"].items())),
+        ("source", task["paper"]),
+        ("licence", task["license"]),
+        ("teacher", _model_text(task["teacher"])),
+        ("student", _model_text(task["student"])),
+        ("training", _pairs(task["training"])),
+        ("budget", _pairs(task["budget"])),
+        ("file", f"{task['path']} ({task['package']})"),
+    ])
+    settings = _parameter_table(task["parameters"]) if task["parameters"] else ""
+    parts = [bold(task["id"]) + "  " + task["summary"], facts, settings,
+             f"try it: opdbench run --method METHOD --task {task['name']}"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _model_text(model: dict[str, Any]) -> str:
+    words = f"{model['reference']} ({model['comes_from']})" if model["reference"] else model["comes_from"]
+    if model.get("by_profile"):
+        words += ": " + _pairs(model["by_profile"])
+    if manifest := model.get("manifest"):
+        words += "\nmeasured: " + (", ".join(_leaves(manifest.get("score", {}))) or "no score in its manifest")
+        words += f"\nmade by: {manifest['command']}" if "command" in manifest else ""
+    return words
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+    """"greedy mean 500" for every number in a tree of dicts."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}{name} ")
+    elif isinstance(tree, int | float):
+        yield f"{prefix}{number(tree)}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+# ------------------------------------------------------------------------------------------------- profiles, records
+
+
+def profile_content(profile: hardware.Profile) -> dict[str, Any]:
+    return {**profile.as_json(), "execution": profile.execution().model_dump(mode="json")}
+
+
+def _profile_text(profile: dict[str, Any]) -> str:
+    needed = f"{profile['gpus']} with {profile['gpu_memory_gib']:g} GiB or more" if profile["gpus"] else "none"
+    facts = fields([("GPUs", needed), ("models", _pairs(profile["models"])), ("file", profile["path"])])
+    settings = fields([(name, str(value)) for name, value in profile["execution"].items()])
+    return "\n\n".join([bold(profile["name"]) + "  " + profile["summary"], facts, settings])
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".json") or os.sep in name or Path(name).is_dir()
+
+
+def _read_record(path: Path) -> Any:
+    from opdbench.store import read_record
+
+    file = path / RECORD if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"there is no record at {path}", f"pass a run's folder, or its {RECORD}")
+    return read_record(file)
+
+
+def _record_text(record: Any, name: str) -> str:
+    from opdbench.report.summary import summary
+
+    return str(summary(record, name))

@@ -1,0 +1,136 @@
+"""What a method may use while it collects and prepares: the world, metered, and seeded by purpose and step."""
+
+from __future__ import annotations
+
+from random import Random
+
+import torch
+from torch import Generator, Tensor
+
+from opdbench import seeds
+from opdbench.actors import Actor
+from opdbench.distiller import Needs
+from opdbench.ledger import Ledger
+from opdbench.policy import Policy
+from opdbench.rollouts import Rollouts
+from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP
+from opdbench.schema.spec import Budget, Execution, Training
+from opdbench.world import World
+
+
+class Context:
+    """One run as its method sees it. Everything that costs is counted here, so no method can forget to.
+
+    Attributes:
+        world: the task with its models; methods rarely need it directly.
+        training: the shared settings (batch, horizon, temperatures).
+        step: rounds finished so far.
+    """
+
+    def __init__(self, world: World, training: Training, budget: Budget, execution: Execution, ledger: Ledger,
+                 seed: int) -> None:
+        self.world = world
+        self.training = training
+        self.execution = execution
+        self.ledger = ledger
+        self._limits = budget.limits()
+        self._seed = seed
+        self._draws = 0
+
+    @property
+    def step(self) -> int:
+        return self.ledger.steps
+
+    @property
+    def student(self) -> Policy:
+        return self.world.student
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is spent, 0 to 1, on the axis that will stop the run."""
+        return min(1.0, max((self.ledger.spent(axis) / limit for axis, limit in self._limits.items()), default=0.0))
+
+    def begin_step(self) -> None:
+        """Called by the loop; draws are numbered within a step, so that they repeat after a resume."""
+        self._draws = 0
+
+    def rng(self, purpose: str) -> Random:
+        """Python randomness for one purpose in this step: equal again after a resume, independent between purposes."""
+        return seeds.rng(self._seed, "method", purpose, self.step)
+
+    def generator(self, purpose: str) -> Generator:
+        """Torch randomness, likewise, on the CPU."""
+        return seeds.generator(self._seed, "method", purpose, self.step)
+
+    def rollout(self, actor: Actor, *, n: int | None = None, horizon: int | None = None, repeat: int = 1) -> Rollouts:
+        """Trajectories made by `actor` (opdbench.actors) from the next training prompts, or the next states.
+
+        Args:
+            n: trajectories, the training batch by default; `horizon`: their longest length, the task's by default.
+            repeat: times each prompt is used (groups).
+        """
+        generator = seeds.generator(self._seed, "rollout", self.step, self._draws, device=self.execution.device)
+        self._draws += 1
+        with torch.no_grad():
+            rollouts = self.world.rollout(actor, n=n or self.training.batch, horizon=horizon or self._horizon(),
+                                          generator=generator, repeat=repeat)
+        self.ledger.count_rollout(rollouts)
+        if actor.uses_student:
+            self._count_forward("student_rollout", self.world.student, rollouts)
+        if actor.uses_teacher and self.world.teacher is not None:
+            self._count_forward("teacher_rollout", self.world.teacher, rollouts)
+        return rollouts
+
+    def demonstrations(self, *, n: int | None = None) -> Rollouts:
+        """Reference solutions of the next training problems, as rollouts of source DATA; they cost no tokens."""
+        generator = seeds.generator(self._seed, "demonstrations", self.step, self._draws)
+        self._draws += 1
+        return self.world.demonstrations(n=n or self.training.batch, generator=generator)
+
+    def separable(self, rollouts: Rollouts) -> Rollouts:
+        """The smallest units that can be trained on alone: single states where the input is the whole state (control
+        tasks), whole trajectories where a state is a prefix (language models)."""
+        return self.world.separable(rollouts)
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts, needs: Needs) -> Rollouts:
+        """Ask the teacher, once for every row, and keep just what is needed, as columns."""
+        if needs in (Needs.NOTHING, Needs.TEXT):
+            return rollouts
+        teacher = self.world.teacher
+        assert teacher is not None  # checked when the run was resolved
+        self.ledger.teacher_scored += rollouts.n_rows
+        self._count_forward("teacher_score", teacher, rollouts)
+        features_bth = self.world.teacher_features(rollouts)
+        if needs in (Needs.FULL, Needs.HIDDEN):
+            return rollouts.with_columns(per_step={TEACHER_FEATURES: features_bth})
+        mask_bt = rollouts.mask_bt
+        name = TEACHER_LOGP if needs == Needs.SAMPLED else TEACHER_ACTION
+        values_n = self._reduce_rows(teacher, features_bth[mask_bt], rollouts.action_bt[mask_bt], needs)
+        column_bt = torch.zeros(mask_bt.shape, dtype=values_n.dtype, device=values_n.device)
+        column_bt[mask_bt] = values_n
+        return rollouts.with_columns(per_step={name: column_bt})
+
+    def _reduce_rows(self, teacher: Policy, features_nh: Tensor, action_n: Tensor, needs: Needs) -> Tensor:
+        from opdbench.distributions import Categorical
+
+        chunks = []
+        for start in range(0, max(1, features_nh.shape[0]), self.execution.row_chunk):
+            stop = start + self.execution.row_chunk
+            distribution = Categorical(teacher.project(features_nh[start:stop]))
+            chunks.append(distribution.logp(action_n[start:stop]) if needs == Needs.SAMPLED else distribution.mode())
+        return torch.cat(chunks)
+
+    def _count_forward(self, part: str, policy: Policy, rollouts: Rollouts) -> None:
+        states = int(rollouts.length_b.sum())
+        self.ledger.add_flops(part, policy.forward_flops(states, mean_context(rollouts)))
+
+    def _horizon(self) -> int:
+        assert self.training.horizon is not None  # filled in from the task when the run was resolved
+        return self.training.horizon
+
+
+def mean_context(rollouts: Rollouts) -> float:
+    """Mean number of inputs that a state attends to, over all states: exact for causal attention."""
+    length_b = rollouts.length_b.double()
+    return float((length_b * (length_b + 1) / 2).sum() / length_b.sum().clamp(min=1))

@@ -1,0 +1,81 @@
+"""The standard diagnostics of every step: how far the student is from the teacher, and what it wrote.
+
+Distances are taken on the first rows of each step (256 of them), since they are watched and not optimised; counts and
+lengths are over all trajectories.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from opdbench import divergences
+from opdbench.distiller import Loss
+from opdbench.rollouts import Rollouts, Source
+from opdbench.rows import TEACHER_FEATURES, Rows
+
+SAMPLE = 256  # rows a step
+
+
+class StepMeter:
+    """Collects one step's figures; every one is a mean over what it was measured on."""
+
+    def __init__(self) -> None:
+        self._update_loss = 0.0
+        self._losses: list[float] = []
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._rows_left = SAMPLE
+
+    def add_rollouts(self, rollouts: Rollouts) -> None:
+        """Lengths, truncation, reward and who acted, over the trajectories that this step collected."""
+        rows_b = rollouts.mask_bt.sum(1)
+        self._add("length", rows_b.double())
+        self._add("truncated", rollouts.truncated_b.double())
+        self._add("reward", rollouts.reward_bt.sum(1).double())
+        self._add("student_share", (rollouts.source_bt[rollouts.mask_bt] == Source.STUDENT).double())
+
+    def add_chunk(self, rows: Rows, loss: Loss, total: Tensor) -> None:
+        """One chunk's loss, the method's own scalars, and distances on its first rows while the sample lasts."""
+        self._update_loss += total.item()
+        for name, value_n in loss.scalars.items():
+            self._add(name, value_n.detach().double())
+        if self._rows_left > 0:
+            sample = rows.first(self._rows_left)
+            self._rows_left -= len(sample)
+            self._measure(sample)
+
+    @torch.no_grad()
+    def _measure(self, rows: Rows) -> None:
+        student = rows.student
+        self._add("entropy", student.entropy().double())
+        by_student_n = (rows.source_n == Source.STUDENT) & rows.behaviour_logp_n.isfinite()
+        if by_student_n.any():
+            # At temperature 1 and before the first update this is rounding only; it grows with staleness.
+            gap_n = (student.logp(rows.action_n) - rows.behaviour_logp_n)[by_student_n].abs()
+            self._add("sampler_gap", gap_n.double())
+        if TEACHER_FEATURES not in rows.columns:
+            return
+        teacher = rows.teacher
+        self._add("teacher_entropy", teacher.entropy().double())
+        self._add("forward_kl", divergences.forward_kl(teacher, student).double())
+        self._add("reverse_kl", divergences.reverse_kl(teacher, student).double())
+        self._add("agreement", (teacher.mode() == student.mode()).double())
+
+    def pop_update_loss(self) -> float:
+        """The loss of the update that has just been accumulated."""
+        loss, self._update_loss = self._update_loss, 0.0
+        self._losses.append(loss)
+        return loss
+
+    def summary(self) -> dict[str, float]:
+        figures = {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
+        if self._losses:
+            figures["loss"] = sum(self._losses) / len(self._losses)
+        return figures
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] += value.sum().item()
+        self._counts[name] += value.numel()

@@ -1,0 +1,110 @@
+"""The contract: what a method is. Fill in `collect` and `loss`, and the loop does the rest, for every method alike.
+
+One step of the loop (opdbench/loop.py) is
+
+    rollouts = method.collect(ctx)              who acts, for how long, what is reused
+    rollouts = ctx.score(rollouts)              the teacher reveals what `requires()` asks for, once a state
+    rollouts = method.prepare(rollouts, ctx)    advantages, labels, buffers: no gradient, whole batch at once
+    for minibatch in method.minibatches(rollouts, ctx):
+        for rows in chunks(minibatch):          the student's forward pass, with gradient
+            method.loss(rows, ctx)              one value a row; the loop reduces, differentiates and steps
+    method.after_step(ctx)                      moving teachers, schedules
+
+A loss is one value a row because the loop may cut rows into chunks as memory demands; whatever looks across rows
+(returns, groups, whitening) belongs in `prepare`, which sees the whole batch. docs/contract.md writes a dozen methods
+that break simpler contracts in this one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from opdbench.context import Context
+    from opdbench.rollouts import Rollouts
+    from opdbench.rows import Rows
+
+
+class Needs(StrEnum):
+    """What the teacher must reveal about a state. A teacher that reveals more also serves a method that needs less."""
+
+    NOTHING = "nothing"  # no teacher scores: data, or text that it wrote
+    TEXT = "text"  # it must be able to act (write), and reveals no probabilities
+    ACTION = "action"  # its most likely action: rows.columns["teacher_action"]
+    SAMPLED = "sampled"  # the log-probability of the action taken: rows.columns["teacher_logp"]
+    FULL = "full"  # the whole distribution: rows.teacher
+    HIDDEN = "hidden"  # its features: rows.columns["teacher_features"]
+
+
+class Loss(NamedTuple):
+    """One value a row to minimise, and named per-row values to log (their means go to the record)."""
+
+    value_n: Tensor
+    scalars: Mapping[str, Tensor] = {}
+
+
+class Distiller(ABC):
+    """A method. One file, one class; the class docstring is its page: the claim, the equation, the deviations.
+
+    Attributes:
+        name: what `--method` takes.
+        paper: citation, with the section or equation that `loss` implements.
+        needs: what the teacher must reveal at default parameters; `requires` answers for the actual ones.
+        domains: where it makes sense; most methods: both.
+        row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
+    domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
+    row_wise: ClassVar[bool] = True
+
+    class Params(BaseModel):
+        """Every hyperparameter: default, bounds, meaning. Defaults are the paper's."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, params: BaseModel) -> None:
+        self.params: Any = params
+
+    def requires(self) -> Needs:
+        """What the teacher must reveal with these parameters."""
+        return self.needs
+
+    @abstractmethod
+    def collect(self, ctx: Context) -> Rollouts:
+        """Make or fetch the trajectories of this step."""
+
+    def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
+        """Add what needs the whole batch, as columns; may store and replace the batch (aggregation, replay)."""
+        return rollouts
+
+    def minibatches(self, rollouts: Rollouts, ctx: Context) -> Iterator[Rollouts]:
+        """The batches of this step's updates, in order: one optimizer step each. By default the batch, once."""
+        yield rollouts
+
+    @abstractmethod
+    def loss(self, rows: Rows, ctx: Context) -> Loss:
+        """What to minimise in every row. Pure: no state changes, no random draws."""
+
+    def after_step(self, ctx: Context) -> None:
+        """Called once a step, after the last update."""
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Further trainable modules (an adversary, a projector): checkpointed, and trained by the loop's optimizer."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything besides parameters that a resume needs, as JSON values, tensors and nested dicts or lists."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""

@@ -1,0 +1,1 @@
+"""Language models: tokenizers, policies, generation, and the world that binds them to a task."""

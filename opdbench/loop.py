@@ -1,0 +1,156 @@
+"""The one training loop: collect, score, prepare, update, meter. Every method is measured by this code.
+
+The loop owns the optimizer, the budget and the clock. It cuts a batch into micro-batches of trajectories and chunks of
+rows as the execution asks, with an exact backward: a loss is a weighted sum over rows, and the weights are fixed on the
+whole minibatch before it is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdbench.context import Context, mean_context
+from opdbench.diagnostics import StepMeter
+from opdbench.distiller import Distiller
+from opdbench.errors import DivergedError
+from opdbench.rollouts import Rollouts
+from opdbench.rows import Rows, RowTable, row_weights
+from opdbench.schema.spec import Training
+
+
+class Trainer:
+    """Applies one method to one world. `step` runs one round and returns what it measured."""
+
+    def __init__(self, method: Distiller, ctx: Context) -> None:
+        self.method = method
+        self.ctx = ctx
+        modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
+        self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, ctx.training)
+
+    @property
+    def finished(self) -> bool:
+        return self.ctx.progress >= 1
+
+    def step(self) -> dict[str, float]:
+        """One round on the clock.
+
+        Returns:
+            The step's mean loss and diagnostics, by name.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite; the student is left as it was before that update.
+        """
+        method, ctx = self.method, self.ctx
+        ctx.begin_step()
+        meter = StepMeter()
+        with ctx.ledger.clock():
+            rollouts = ctx.score(method.collect(ctx), method.requires())
+            meter.add_rollouts(rollouts)
+            rollouts = method.prepare(rollouts, ctx)
+            for minibatch in method.minibatches(rollouts, ctx):
+                self._update(minibatch, meter)
+            method.after_step(ctx)
+            ctx.ledger.steps += 1
+        return meter.summary()
+
+    def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
+        """One optimizer step on one minibatch, in micro-batches."""
+        self._set_learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        weight_n = row_weights(minibatch, self.ctx.training.reduction)
+        for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
+            self._accumulate(micro, micro_weight_n, meter)
+        self._check_finite(meter.pop_update_loss(), self._clip_gradient(), minibatch)
+        self.optimizer.step()
+        self.ctx.ledger.updates += 1
+        self.ctx.ledger.trained_rows += minibatch.n_rows
+        flops = self.ctx.student.forward_flops(int(minibatch.length_b.sum()), mean_context(minibatch))
+        self.ctx.ledger.add_flops("student_train", 3 * flops)
+
+    def _micro_batches(self, minibatch: Rollouts, weight_n: Tensor) -> Iterator[tuple[Rollouts, Tensor]]:
+        size = self.ctx.execution.micro_batch
+        if minibatch.n_trajectories <= size:
+            yield minibatch, weight_n
+            return
+        first_row = 0
+        for start in range(0, minibatch.n_trajectories, size):
+            micro = minibatch.select(range(start, min(start + size, minibatch.n_trajectories)))
+            yield micro, weight_n[first_row:first_row + micro.n_rows]
+            first_row += micro.n_rows
+
+    def _accumulate(self, micro: Rollouts, weight_n: Tensor, meter: StepMeter) -> None:
+        """Add one micro-batch's gradient. With several chunks of rows, features are a leaf in between: each chunk's
+        backward stops there, and the student's body is differentiated once, with the summed gradient."""
+        if not len(weight_n):
+            return
+        student, teacher = self.ctx.student, self.ctx.world.teacher
+        features_nh = student.features(micro.input_bt, micro.length_b)[micro.mask_bt]
+        table = RowTable(micro, features_nh, student.project, teacher.project if teacher is not None else None)
+        chunk = self.ctx.execution.row_chunk if self.method.row_wise else len(weight_n)
+        if len(weight_n) <= chunk:
+            self._backward(table.chunk(features_nh, 0, len(weight_n)), weight_n, meter)
+            return
+        leaf_nh = features_nh.detach().requires_grad_()
+        for start in range(0, len(weight_n), chunk):
+            stop = min(start + chunk, len(weight_n))
+            self._backward(table.chunk(leaf_nh[start:stop], start, stop), weight_n[start:stop], meter)
+        features_nh.backward(leaf_nh.grad)
+
+    def _backward(self, rows: Rows, weight_n: Tensor, meter: StepMeter) -> None:
+        loss = self.method.loss(rows, self.ctx)
+        if loss.value_n.shape != weight_n.shape:
+            raise ValueError(f"{self.method.name}.loss must give one value a row: expected shape "
+                             f"{tuple(weight_n.shape)}, got {tuple(loss.value_n.shape)}")
+        total = (loss.value_n * weight_n.to(loss.value_n.dtype)).sum()
+        total.backward()
+        meter.add_chunk(rows, loss, total)
+
+    def _clip_gradient(self) -> float:
+        limit = self.ctx.training.grad_clip
+        return float(nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf))
+
+    def _check_finite(self, loss: float, gradient_norm: float, minibatch: Rollouts) -> None:
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            return
+        raise DivergedError(f"step {self.ctx.step + 1}: loss {loss}, gradient norm {gradient_norm} over "
+                            f"{minibatch.n_rows} rows; the student keeps its weights from before this update")
+
+    def _set_learning_rate(self) -> None:
+        lr = learning_rate(self.ctx.training, self.ctx.step, self.ctx.progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs besides the recipe."""
+        return {"student": self.ctx.student.state_dict(), "modules": {name: module.state_dict() for name, module in
+                                                                     self.method.modules().items()},
+                "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
+                "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ctx.student.load_state_dict(state["student"])
+        for name, module in self.method.modules().items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.load_state_dict(state["method"])
+        self.ctx.world.load_state_dict(state["world"])
+        self.ctx.ledger.__dict__.update(type(self.ctx.ledger).from_dict(state["ledger"]).__dict__)
+
+
+def make_optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.AdamW:
+    """AdamW, fused: one dispatch instead of a dozen a parameter, which counts for small models on a CPU."""
+    return torch.optim.AdamW(parameters, lr=training.lr, betas=(training.adam_beta1, training.adam_beta2),
+                             weight_decay=training.weight_decay, fused=True)
+
+
+def learning_rate(training: Training, step: int, progress: float) -> float:
+    """The learning rate at a step: warm-up, then the schedule over the share of the budget that is spent."""
+    warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return training.lr * warm * decay[training.schedule]

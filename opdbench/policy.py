@@ -1,0 +1,40 @@
+"""The one shape that students and teachers share: features of a state, and a projection of features to logits.
+
+Splitting a policy there is what keeps every method exact and small in memory: the loop computes features for a
+micro-batch once, and runs projection, loss and backward over chunks of rows. For a language model the projection is
+the output layer over the vocabulary; for a control policy it is the last linear layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+class Policy(nn.Module, ABC):
+    """A student or a teacher."""
+
+    n_actions: int
+
+    @abstractmethod
+    def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
+        """Features [B, T, H] of the states in `Rollouts.input_bt`; right padding beyond `length_b` does not affect
+        the valid steps, and what is returned there is undefined (but finite)."""
+
+    @abstractmethod
+    def project(self, features_nh: Tensor) -> Tensor:
+        """Logits [N, A] (float32 or wider) of features [N, H]."""
+
+    @abstractmethod
+    def forward_flops(self, n_states: int, context: float) -> float:
+        """Analytic FLOPs of one forward pass over `n_states` states with a mean context of `context` inputs each
+        (2 x multiply-accumulates; a backward pass counts twice this)."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write weights as safetensors and configuration as JSON, so that `--student FOLDER` can read them back."""
+
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

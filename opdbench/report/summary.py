@@ -1,0 +1,70 @@
+"""One record as text: what it scored, what it cost, where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from opdbench.cli.output import fields, table
+from opdbench.schema.record import Record, Score
+
+_PHASES = ("before", "after", "teacher")
+_CURVE = ("loss", "reverse_kl", "forward_kl", "entropy", "length", "truncated")
+
+
+def summary(record: Record, place: str) -> str:
+    """The table that ends a run."""
+    recipe = record.recipe
+    head = f"{recipe.method} on {recipe.task}, seed {recipe.seed}: {record.status}"
+    if record.reason:
+        head += f" ({record.reason})"
+    return "\n\n".join(part for part in (head, _scores(record), fields(_facts(record, place))) if part)
+
+
+def as_json(record: Record, place: str) -> dict[str, Any]:
+    """What `run --json` prints: the figures that a program asks for first, by mode."""
+    return {
+        "status": record.status, "reason": record.reason, "record": place, "id": record.id,
+        **{phase: {mode: score.model_dump() for mode, score in getattr(record, phase).items()} for phase in _PHASES},
+        "gap_recovered": record.gap_recovered, "ledger": record.ledger, "stopped_by": record.stopped_by,
+    }
+
+
+def _scores(record: Record) -> str:
+    modes = list(record.before) or list(record.after)
+    rows = [[phase, *(_cell(getattr(record, phase).get(mode)) for mode in modes)] for phase in _PHASES
+            if getattr(record, phase)]
+    if any(value is not None for value in record.gap_recovered.values()):
+        rows.append(["gap recovered", *(_percent(record.gap_recovered.get(mode)) for mode in modes)])
+    if not rows:
+        return ""
+    metric = record.before[modes[0]].metric if record.before else ""
+    return table([metric, *(f"{mode} (95% interval)" for mode in modes)], rows)
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    if score.interval == "wilson":
+        return f"{100 * score.mean:5.1f}%  ({100 * score.low:.1f} to {100 * score.high:.1f}, n={score.n})"
+    return f"{score.mean:7.1f}  ({score.low:.1f} to {score.high:.1f}, n={score.n})"
+
+
+def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
+    ledger = record.ledger
+    if ledger:
+        yield "training", (f"{ledger['steps']} steps, {ledger['updates']} updates, {ledger['seconds']:.1f} s "
+                           f"({ledger['cpu_seconds']:.1f} CPU-s), peak memory {ledger['peak_memory_bytes'] / 2**20:.0f} MiB")
+        yield "sampled", f"student {ledger['student_tokens']:,}, teacher {ledger['teacher_tokens']:,} tokens or steps"
+        yield "teacher scored", f"{ledger['teacher_scored']:,} states"
+        yield "compute", ", ".join([f"{ledger['total_flops']:.3g} FLOPs", *(
+            f"{part.replace('_', ' ')} {flops / ledger['total_flops']:.0%}" for part, flops in ledger["flops"].items())])
+    if record.curve:
+        last = record.curve[-1]
+        yield "last step", ", ".join(f"{name} {last[name]:.4g}" for name in _CURVE if name in last)
+    yield "total time", f"{record.times.total_seconds:.1f} s, evaluation included"
+    yield "record", place
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:5.1f}%"

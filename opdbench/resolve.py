@@ -1,0 +1,151 @@
+"""From a request to a plan: every value settled, every name found, every mismatch refused, nothing started."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opdbench import hardware, models, registry
+from opdbench.distiller import Distiller, Needs
+from opdbench.errors import UserError
+from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
+from opdbench.settings import Layers, parse_budget, parse_sets, validate
+from opdbench.task import ControlTask, LanguageTask, Task
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, as typed."""
+
+    method: str
+    task: str
+    profile: str = hardware.AUTO
+    seed: int = 0
+    budget: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    student: str | None = None
+    teacher: str | None = None
+    data: str | None = None
+    plugins: Sequence[str] = ()
+    trust_pickle: bool = False
+    extra_arguments: Sequence[str] = field(default=())  # what else the command line needs to repeat this run
+
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["opdbench", "run", "--method", self.method, "--task", self.task, "--seed", str(self.seed)]
+        for flag, value in (("--student", self.student), ("--teacher", self.teacher), ("--data", self.data)):
+            words += [flag, value] if value is not None else []
+        if self.profile != hardware.AUTO:
+            words += ["--profile", self.profile]
+        for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins)):
+            for value in values:
+                words += [flag, value]
+        words += ["--trust-pickle"] if self.trust_pickle else []
+        return shlex.join([*words, *self.extra_arguments])
+
+
+class Plan(NamedTuple):
+    """Everything that a run needs, resolved."""
+
+    spec: Spec
+    method: Distiller
+    task: Task
+    teacher: Path | None
+    student: Path | None  # None: a fresh network, initialised from the seed
+    profile_reason: str
+    request: Request
+
+
+def resolve(request: Request) -> Plan:
+    """Settle everything.
+
+    Raises:
+        UserError: an unknown name, key or value; a model or data that is not there; a teacher that cannot reveal what
+            the method needs; a method that does not exist in the task's world.
+    """
+    method_class = registry.load("method", request.method, request.plugins)
+    task_class = registry.load("task", request.task, request.plugins)
+    if task_class.domain not in method_class.domains:
+        raise UserError(f"{method_class.name} does not run on {task_class.name}: it is for "
+                        f"{' and '.join(sorted(method_class.domains))} tasks", "opdbench list tasks")
+    choice = hardware.choose(request.profile)
+    sections = {"method": method_class.Params, "training": Training, "evaluation": Evaluation,
+                "task": task_class.Params, "execution": Execution}
+    layers = Layers()
+    layers.put("training", _task_training(task_class), "task")
+    layers.put("execution", choice.profile.execution().model_dump(), f"profile {choice.profile.name}")
+    for section, key, value in parse_sets(request.settings, sections):
+        layers.put(section, {key: value}, "user")
+    settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
+    budget, budget_origin = parse_budget(request.budget, task_class.budget)
+    task = task_class(data=request.data, params=settled["task"])
+    method = method_class(settled["method"])
+    teacher, teacher_path = _teacher(request, task, method, choice.profile)
+    student, student_path = _student(request, task, choice.profile)
+    recipe = Recipe(
+        method=method_class.name, method_sha256=_code_sha256(method_class), params=settled["method"].model_dump(),
+        task=task.id, task_params=settled["task"].model_dump(), task_sha256=task.checksum(), teacher=teacher,
+        student=student, budget=budget, training=settled["training"], evaluation=settled["evaluation"],
+        seed=request.seed)
+    origins = {**layers.origins, "budget": budget_origin,
+               "teacher": "user" if request.teacher else "task", "student": "user" if request.student else "task"}
+    return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method, task, teacher_path,
+                student_path, choice.reason, request)
+
+
+def _task_training(task_class: type[Task]) -> dict[str, Any]:
+    values = dict(task_class.training)
+    if issubclass(task_class, LanguageTask):
+        values.setdefault("horizon", task_class.max_new_tokens)
+    return values
+
+
+def _teacher(request: Request, task: Task, method: Distiller, profile: hardware.Profile
+             ) -> tuple[ModelRef | None, Path | None]:
+    reference = request.teacher or task.teacher or profile.models.get("teacher")
+    if reference is None:
+        if method.requires() == Needs.NOTHING:
+            return None, None
+        raise UserError(f"{task.name} ships no teacher and the profile {profile.name} names none",
+                        "pass --teacher with a model folder or a hub id, such as --teacher Qwen/Qwen3-8B, or choose a "
+                        "GPU profile (opdbench list profiles)")
+    return _model(reference, "teacher", task)
+
+
+def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[ModelRef, Path | None]:
+    reference = request.student or task.student or profile.models.get("student")
+    if reference is not None and not (isinstance(task, ControlTask) and not (request.student or task.student)):
+        return _model(reference, "student", task)
+    if isinstance(task, ControlTask):
+        fresh = f"fresh {'x'.join(str(width) for width in task.student_hidden)}"
+        digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
+        return ModelRef(reference=fresh, sha256=digest), None
+    raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",
+                    "pass --student with a model folder or a hub id, such as --student Qwen/Qwen3-0.6B, or choose a GPU "
+                    "profile (opdbench list profiles)")
+
+
+def _model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Path]:
+    """A model by what it contains; `model.zip#relu` also states a network's activation, which then counts as content."""
+    name, _, activation = reference.partition("#")
+    path = models.resolve(name, role=role, task=task)
+    digest = models.checksum(path)
+    if activation:
+        digest = hashlib.sha256(f"{digest}#{activation}".encode()).hexdigest()
+    return ModelRef(reference=reference, sha256=digest), path
+
+
+def _code_sha256(method_class: type[Distiller]) -> str:
+    """Of the method's module without comments and docstrings: editing the text of a method does not make its finished
+    runs stale, editing what it computes does."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(method_class) or method_class))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()

@@ -1,0 +1,113 @@
+"""Persistent environments for rollouts: automatic reset with derived seeds, and an exact, cheap resume.
+
+Episode number e of environment i is reset with a seed that depends on nothing but (run seed, i, e). So the state in the
+middle of an episode is (e, actions so far): to resume, they are replayed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from opdbench.errors import UserError
+from opdbench.rl.simulators import Observations, Simulators
+from opdbench.seeds import derive
+
+
+class Step(NamedTuple):
+    """What B actions led to. An action's reward and end are its own: no transition spans a reset."""
+
+    reward_b: NDArray[np.float64]
+    terminated_b: NDArray[np.bool_]
+    truncated_b: NDArray[np.bool_]
+
+
+class Environments:
+    """Environments that go on from call to call.
+
+    Attributes:
+        observation_n: [N, *observation], what every environment shows now; after an episode's last action it is
+            already the first observation of the next episode.
+    """
+
+    def __init__(self, simulators: Simulators, seed: int) -> None:
+        self.simulators = simulators
+        self.seed = seed
+        self.observation_n: Observations = np.zeros((0, *simulators.observation_shape), simulators.observation_dtype)
+        self._episode_n = np.zeros(0, np.int64)
+        self._action_nt = np.zeros((0, 64), np.int64)  # of the running episode; its length is simulators.step_n
+
+    @property
+    def n(self) -> int:
+        return len(self._episode_n)
+
+    def grow(self, n: int) -> None:
+        """Make sure that there are at least `n` environments; those that exist go on where they are."""
+        first, missing = self.n, n - self.n
+        if missing <= 0:
+            return
+        self.simulators.grow(n)
+        self.observation_n, self._episode_n, self._action_nt = (
+            np.concatenate([old, np.zeros((missing, *old.shape[1:]), old.dtype)])
+            for old in (self.observation_n, self._episode_n, self._action_nt))
+        for index in range(first, n):
+            self._reset(index)
+
+    def step(self, action_b: NDArray[np.int64]) -> Step:
+        """Take one step in the first B environments; those whose episode ended are reset."""
+        index_b = np.arange(len(action_b))
+        self._log(index_b, action_b)
+        after = self.simulators.step(index_b, action_b)
+        self.observation_n[:len(action_b)] = after.observation_k
+        done_b = after.terminated_k | after.truncated_k
+        if done_b.any():
+            for index in np.flatnonzero(done_b).tolist():
+                self._episode_n[index] += 1
+                self._reset(index)
+        return Step(after.reward_k, after.terminated_k, after.truncated_k)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Episode numbers [N], steps [N], actions [N, longest] of the running episodes, and observations [N, ...]."""
+        step_n = self.simulators.step_n[:self.n]
+        longest = int(step_n.max(initial=0))
+        arrays = {"episode": self._episode_n, "step": step_n, "action": self._action_nt[:, :longest],
+                  "observation": self.observation_n}
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replay the running episodes of `state`, in fresh environments of the same task and seed.
+
+        Raises:
+            UserError: the environments did not arrive where they were.
+        """
+        assert self.n == 0, "state is loaded into fresh environments"
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        n, longest = arrays["action"].shape
+        self.simulators.grow(n)
+        self._episode_n = arrays["episode"].copy()
+        self._action_nt = np.zeros((n, max(64, longest)), np.int64)
+        self.observation_n = np.zeros_like(arrays["observation"])
+        for index in range(n):
+            self._reset(index)
+        for t in range(longest):
+            index_k = np.flatnonzero(arrays["step"] > t)
+            action_k = arrays["action"][index_k, t]
+            self._log(index_k, action_k)
+            self.observation_n[index_k] = self.simulators.step(index_k, action_k).observation_k
+        if not np.array_equal(self.observation_n, arrays["observation"]):
+            raise UserError(f"environment {self.simulators.name} did not arrive where it was when its actions were "
+                            "replayed: it is not deterministic, or its version or the seed has changed",
+                            "run again from the start, without the checkpoint")
+
+    def _reset(self, index: int) -> None:
+        seed = derive(self.seed, "episode", index, int(self._episode_n[index]))
+        self.observation_n[index] = self.simulators.reset(index, seed)
+
+    def _log(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> None:
+        step_k = self.simulators.step_n[index_k]
+        if step_k.max() >= self._action_nt.shape[1]:
+            self._action_nt = np.concatenate([self._action_nt, np.zeros_like(self._action_nt)], axis=1)
+        self._action_nt[index_k, step_k] = action_k

@@ -1,0 +1,179 @@
+"""Read policies that Stable-Baselines3 saved, without running what is in the file.
+
+An SB3 .zip holds policy.pth, which torch reads as bare tensors (`weights_only`), and `data`, a JSON text in which whatever
+JSON cannot hold is a base64 pickle. A pickle can run any code when it is read, so those parts are never decoded: the
+architecture is taken from the tensors' shapes, and the activation from the plain text.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdbench.errors import UserError
+from opdbench.rl.policy import ACTIVATIONS, Architecture, ControlPolicy, Normalization
+
+MAX_MEMBER_BYTES = 256 << 20  # unpacked; far above any perceptron, far below a zip bomb
+
+# Hidden layers and head of what SB3 calls the actor (PPO, A2C) and the Q-network (DQN).
+_ACTOR = (re.compile(r"mlp_extractor\.policy_net\.(\d+)\.(weight|bias)"), "action_net")
+_Q_NETWORK = (re.compile(r"q_net\.q_net\.(\d+)\.(weight|bias)"), None)
+
+
+def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = False) -> ControlPolicy:
+    """The policy in an SB3 .zip: the actor of PPO or A2C, or DQN's Q-network (whose Q values serve as logits).
+
+    Args:
+        path: the .zip file.
+        activation: "tanh" or "relu"; None takes it from the file, where it says so in plain text.
+        trust_pickle: unpickle policy.pth, which runs any code that it contains. Only needed for a file whose
+            weights are not stored as bare tensors; Stable-Baselines3 2 writes none.
+
+    A policy that was trained under VecNormalize needs statistics that the .zip does not hold; its measured score tells.
+
+    Raises:
+        UserError: the file is missing, corrupt or too large, needs unpickling, or holds another kind of policy.
+    """
+    data, tensors = _read_zip(path, trust_pickle)
+    activation = activation or _stated_activation(data)
+    if activation is None:
+        raise UserError(f"{path} does not say in plain text which activation its network has",
+                        f"state the one it was trained with: --teacher {path}#tanh or {path}#relu (SB3's defaults: tanh "
+                        "for PPO and A2C, relu for DQN)")
+    try:
+        _check_actions(data)
+        return policy_from_tensors(tensors, observation_shape=_observation_shape(data), activation=activation)
+    except ValueError as error:
+        raise UserError(f"{path} holds a policy that cannot be used: {error}",
+                        "pass a PPO, A2C or DQN policy of kind MlpPolicy for a task with discrete actions") from error
+
+
+def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tuple[int, ...] | None, activation: str,
+                        normalization: Normalization | None = None) -> ControlPolicy:
+    """A policy from the state dict of an SB3 policy.
+
+    Args:
+        tensors: the state dict.
+        observation_shape: None takes a vector of the first layer's width.
+        activation: "tanh" or "relu".
+        normalization: the statistics of the VecNormalize that the policy was trained under, if any.
+
+    Raises:
+        ValueError: the tensors are not those of a perceptron with a categorical head or Q values.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}")
+    if any(name.startswith(("features_extractor.", "q_net.features_extractor.")) for name in tensors):
+        raise ValueError("it reads images or dictionaries, not vectors (it has a features extractor with weights)")
+    if "log_std" in tensors:
+        raise ValueError("its actions are continuous")
+    layers = _layers(tensors)
+    hidden = tuple(weight.shape[0] for weight, _ in layers[:-1])
+    shape = observation_shape or (layers[0][0].shape[1],)
+    architecture = Architecture(shape, layers[-1][0].shape[0], hidden, activation,
+                                None if normalization is None else normalization.clip)
+    names = [*(f"layers.{i}" for i in range(len(hidden))), "head"]
+    mine = {f"{name}.{kind}": tensor for name, layer in zip(names, layers, strict=True)
+            for kind, tensor in zip(("weight", "bias"), layer, strict=True)}
+    if normalization is not None:
+        mine |= {"observation_mean": normalization.mean, "observation_scale": normalization.scale}
+    return ControlPolicy.from_tensors(architecture, mine)
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(weight, bias) of every linear layer, first to last."""
+    pattern, head = _ACTOR if "action_net.weight" in tensors else _Q_NETWORK
+    numbers = sorted({int(match[1]) for name in tensors if (match := pattern.fullmatch(name))})
+    prefix = "mlp_extractor.policy_net" if head else "q_net.q_net"
+    names = [f"{prefix}.{number}" for number in numbers] + ([head] if head else [])
+    if not names:
+        raise ValueError(f"it has neither an actor nor a Q-network, only {sorted(tensors)[:4]} and so on")
+    layers = [(tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")) for name in names]
+    width = None
+    for name, (weight, bias) in zip(names, layers, strict=True):
+        if weight is None or bias is None or weight.dim() != 2 or bias.shape != weight.shape[:1]:
+            raise ValueError(f"{name} is not a linear layer with a bias")
+        if width is not None and weight.shape[1] != width:
+            raise ValueError(f"{name} reads {weight.shape[1]} features where the layer before it makes {width}")
+        width = weight.shape[0]
+    return layers  # type: ignore[return-value]
+
+
+def _read_zip(path: Path, trust_pickle: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = json.loads(_member(archive, path, "data"))
+            weights = _member(archive, path, "policy.pth")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}", "check the path of the policy") from error
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path} is not a readable Stable-Baselines3 .zip: {error}",
+                        "copy or save the file again") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is not a Stable-Baselines3 .zip: its `data` is not a JSON object")
+    return data, _read_tensors(path, weights, trust_pickle)
+
+
+def _member(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
+    try:
+        stated = archive.getinfo(name).file_size
+    except KeyError as error:
+        raise UserError(f"{path} is not a Stable-Baselines3 .zip: it has no {name}") from error
+    with archive.open(name) as member:
+        # What the directory states may be a lie, so no more than the limit is unpacked either way.
+        content = member.read(MAX_MEMBER_BYTES + 1) if stated <= MAX_MEMBER_BYTES else None
+    if content is None or len(content) > MAX_MEMBER_BYTES:
+        raise UserError(f"{name} in {path} unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB, which no control policy does")
+    return content
+
+
+def _read_tensors(path: Path, weights: bytes, trust_pickle: bool) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=not trust_pickle)
+    except UnpicklingError as error:
+        raise UserError(f"policy.pth in {path} holds more than tensors, and reading it could run code that it contains",
+                        "if you trust the file, allow it with --trust-pickle") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"policy.pth in {path} cannot be read: {error}", "copy or save the file again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(f"policy.pth in {path} is not a dictionary of tensors", "save the model again with `model.save`")
+    return tensors
+
+
+def _observation_shape(data: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The `_shape` that SB3 writes in plain text beside the pickled observation space."""
+    space = data.get("observation_space")
+    shape = space.get("_shape") if isinstance(space, dict) else None
+    if isinstance(shape, list) and shape and all(isinstance(size, int) and size > 0 for size in shape):
+        return tuple(shape)
+    return None
+
+
+def _check_actions(data: Mapping[str, Any]) -> None:
+    space = data.get("action_space")
+    kind = str(space.get(":type:", "")) if isinstance(space, dict) else ""
+    if kind and not kind.endswith(".Discrete'>"):
+        raise ValueError(f"its actions are of {kind.strip('<>')}")
+
+
+def _stated_activation(data: Mapping[str, Any]) -> str | None:
+    """The activation by the plain text alone: the one in `policy_kwargs`, else the algorithm's default."""
+    keywords = data.get("policy_kwargs")
+    keywords = keywords if isinstance(keywords, dict) else {}
+    stated = keywords.get("activation_fn")
+    if isinstance(stated, str):
+        kind = stated.removesuffix("'>").rpartition(".")[2]  # from "<class 'torch.nn.modules.activation.Tanh'>"
+        return kind.lower()
+    policy = data.get("policy_class")
+    module = policy.get("__module__") if isinstance(policy, dict) else None
+    # Where SB3's own classes are used and nothing else is stated, their defaults hold.
+    return {"stable_baselines3.common.policies": "tanh", "stable_baselines3.dqn.policies": "relu"}.get(str(module))

@@ -1,0 +1,216 @@
+"""Train the teachers that ship with the control tasks, with Stable-Baselines3, and export them as plain tensors.
+
+The recipe of a task is the class attribute `teacher_recipe`; `opdbench teacher train TASK` runs it. Training writes a
+checkpoint beside the output folder (`<out>.training/`) and continues from there when it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from opdbench.rl.policy import ControlPolicy
+    from opdbench.task import ControlTask
+
+Progress = Callable[[int, int, float], None]  # steps done, steps in all, mean return of the last 100 training episodes
+
+CHECKPOINT_EVERY = 50_000  # environment steps
+SCORED_EPISODES = 100
+SCORE_SEED = 0  # the evaluation seed that a manifest's score is measured at
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """How a teacher is trained with PPO.
+
+    Attributes:
+        steps: environment steps in all.
+        n_envs: environments stepped together.
+        hidden: widths of the policy network; the value network has the same.
+        normalize: learn on observations and rewards divided by running statistics; the exported policy keeps the
+            observations' statistics.
+        learning_rate: at the start; it falls linearly to zero, so that the last policy is a settled one.
+        ppo: further arguments of `stable_baselines3.PPO`.
+        source: where the values come from.
+    """
+
+    steps: int
+    n_envs: int
+    hidden: tuple[int, ...]
+    learning_rate: float
+    source: str
+    normalize: bool = False
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed: int = 0,
+          progress: Progress | None = None) -> dict[str, Any]:
+    """Train `task`'s teacher and write policy.json, policy.safetensors (float16) and manifest.json to `out_folder`.
+
+    Args:
+        task: a control task with a `teacher_recipe`.
+        out_folder: where the teacher goes; replaced when training has finished, never before.
+        steps: environment steps, the recipe's when None.
+        seed: of initialisation, environments and minibatches.
+        progress: called after every rollout.
+
+    Returns:
+        The manifest, with the score over 100 greedy and 100 sampled episodes of opdbench's own evaluator.
+
+    Raises:
+        UserError: Stable-Baselines3 is missing, the task has no recipe, or the folder cannot be written.
+    """
+    recipe = _recipe(task)
+    steps = recipe.steps if steps is None else steps
+    work = out_folder.with_name(out_folder.name + ".training")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
+    model = _resume_or_start(task, recipe, work, steps, seed)
+    if model.num_timesteps < steps:
+        model.learn(steps - model.num_timesteps, callback=_checkpointing(work, steps, progress),
+                    reset_num_timesteps=False)
+        _save(model, work)
+    manifest = _export(task, recipe, model, out_folder, steps, seed)
+    shutil.rmtree(work)
+    return manifest
+
+
+def _recipe(task: ControlTask) -> TeacherRecipe:
+    recipe = getattr(task, "teacher_recipe", None)
+    if not isinstance(recipe, TeacherRecipe):
+        raise UserError(f"task {task.id} has no recipe for a teacher",
+                        "give the task class a `teacher_recipe`, or pass a trained policy with --teacher")
+    return recipe
+
+
+def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps: int, seed: int) -> PPO:
+    try:
+        from stable_baselines3 import PPO
+    except ImportError as error:
+        raise UserError("training a teacher needs Stable-Baselines3, which is not installed",
+                        'pip install "opdbench[rl]"') from error
+    identity = json.dumps({"task": task.id, "steps": steps, "seed": seed, "recipe": asdict(recipe)}, sort_keys=True)
+    stored = work / "identity.json"
+    checkpoint = work / "model.zip"
+    if checkpoint.exists() and stored.exists() and stored.read_text() == identity:
+        # Our own checkpoint of the same command: the one place where SB3's pickles are read.
+        return PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
+    shutil.rmtree(work)
+    work.mkdir()
+    stored.write_text(identity)
+    return PPO("MlpPolicy", _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
+               policy_kwargs={"net_arch": list(recipe.hidden)}, seed=seed, device="cpu", **recipe.ppo)
+
+
+def _falling(start: float) -> Callable[[float], float]:
+    return lambda remaining: start * remaining
+
+
+def _training_env(task: ControlTask, recipe: TeacherRecipe, work: Path, seed: int) -> VecEnv:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    env = make_vec_env(task.make, recipe.n_envs, seed=seed)
+    if not recipe.normalize:
+        return env
+    statistics = work / "normalize.pkl"
+    if statistics.exists():
+        return VecNormalize.load(str(statistics), env)
+    return VecNormalize(env, gamma=recipe.ppo.get("gamma", 0.99))
+
+
+def _checkpointing(work: Path, steps: int, progress: Progress | None) -> BaseCallback:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Checkpointing(BaseCallback):
+        saved_at = 0
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            episodes = self.model.ep_info_buffer
+            mean = sum(episode["r"] for episode in episodes) / len(episodes) if episodes else float("nan")
+            if progress is not None:
+                progress(self.num_timesteps, steps, mean)
+            if self.num_timesteps - self.saved_at >= CHECKPOINT_EVERY:
+                self.saved_at = self.num_timesteps
+                _save(self.model, work)
+
+    return Checkpointing()
+
+
+def _save(model: Any, work: Path) -> None:
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(work / "normalize.pkl"))
+    model.save(work / "model.new.zip")
+    (work / "model.new.zip").replace(work / "model.zip")
+
+
+def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Path, steps: int,
+            seed: int) -> dict[str, Any]:
+    import torch
+
+    from opdbench.rl.policy import ControlPolicy
+
+    new = out_folder.with_name(out_folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    _control_policy(model).save(new, dtype=torch.float16)
+    manifest = {
+        "task": task.id,
+        "algorithm": "PPO",
+        "recipe": asdict(recipe) | {"steps": steps},
+        "seed": seed,
+        "environment_steps": model.num_timesteps,
+        "command": f"opdbench teacher train {task.name}",
+        "versions": {name: version(name) for name in ("stable-baselines3", "gymnasium", "torch", "numpy")},
+        # The score is measured on what was stored, after rounding to float16.
+        "score": _score(task, ControlPolicy.load(new)),
+        "sha256": sha256((new / "policy.safetensors").read_bytes()).hexdigest(),
+    }
+    (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    shutil.rmtree(out_folder, ignore_errors=True)
+    new.replace(out_folder)
+    return manifest
+
+
+def _control_policy(model: PPO) -> ControlPolicy:
+    from opdbench.rl.policy import Normalization
+    from opdbench.rl.sb3 import policy_from_tensors
+
+    normalize = model.get_vec_normalize_env()
+    normalization = None
+    if normalize is not None:
+        statistics = normalize.obs_rms
+        normalization = Normalization.from_moments(statistics.mean, statistics.var, normalize.epsilon,
+                                                   clip=normalize.clip_obs)
+    return policy_from_tensors(model.policy.state_dict(), observation_shape=model.observation_space.shape,
+                               activation="tanh", normalization=normalization)
+
+
+def _score(task: ControlTask, policy: ControlPolicy) -> dict[str, Any]:
+    from statistics import fmean, stdev
+
+    from opdbench.rl.world import evaluate
+
+    scores: dict[str, Any] = {"episodes": SCORED_EPISODES, "seed": SCORE_SEED}
+    for mode in ("greedy", "sampled"):
+        returns = [outcome.score for outcome in evaluate(task, policy, mode=mode, n=SCORED_EPISODES, seed=SCORE_SEED)]
+        scores[mode] = {"mean": fmean(returns), "std": stdev(returns), "min": min(returns), "max": max(returns)}
+    return scores

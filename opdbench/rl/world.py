@@ -1,0 +1,214 @@
+"""The control world: a gymnasium task, a student and a teacher, behind the protocol that the loop sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from opdbench import seeds
+from opdbench.actors import Actor, Decision, sample
+from opdbench.errors import UserError
+from opdbench.policy import Policy
+from opdbench.rl.environments import Environments
+from opdbench.rl.policy import Architecture, ControlPolicy
+from opdbench.rl.simulators import Simulators, make_simulators
+from opdbench.rollouts import Rollouts
+from opdbench.task import ControlTask, Split
+from opdbench.world import Outcome
+
+EVALUATION_STREAM = 2_011  # apart from every run's seed: episode k is the same problem in every run
+PARALLEL_EPISODES = 128
+
+
+class ControlWorld:
+    """`World` for control tasks. Rollouts are segments of `n` environments that go on from call to call."""
+
+    domain: Literal["lm", "rl"] = "rl"
+
+    def __init__(self, task: ControlTask, student: Policy, teacher: Policy | None, *, seed: int) -> None:
+        """
+        Args:
+            task: what is controlled.
+            student, teacher: policies over the task's observations and actions.
+            seed: the run's seed, which the episodes of rollouts derive from.
+
+        Raises:
+            UserError: a policy does not fit the task.
+        """
+        self.task = task
+        self.student = student
+        self.teacher = teacher
+        self._seed = seeds.derive(seed, "rollout", "environments")
+        self._environments = Environments(make_simulators(task), self._seed)
+        for role, policy in (("student", student), ("teacher", teacher)):
+            if isinstance(policy, ControlPolicy):
+                check_fits(policy, self._environments.simulators, f"{role} on {task.id}")
+
+    @torch.no_grad()
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+        """`horizon` further steps of environments 0 to n-1. See `World.rollout`.
+
+        Besides `group` and `example` (here the number of the environment), the step column `truncated` tells
+        which of the ends in `done_bt` were the time limit's.
+        """
+        if repeat != 1:
+            raise UserError(f"control tasks go on from state to state and cannot repeat one {repeat} times",
+                            "leave the number of samples per state at 1")
+        self._environments.grow(n)
+        segment = self._play_segment(self._decider(actor, n, generator), n, horizon)
+        return segment.to(_device(self.student))
+
+    def _play_segment(self, decide: Callable[[Tensor], Decision], n: int, horizon: int) -> Rollouts:
+        environments = self._environments
+        first = environments.observation_n
+        observation_tb = np.empty((horizon, n, *first.shape[1:]), first.dtype)
+        steps, decisions = [], []
+        for t in range(horizon):
+            observation_tb[t] = environments.observation_n[:n]
+            decisions.append(decide(torch.from_numpy(observation_tb[t])))
+            steps.append(environments.step(decisions[-1].action_b.numpy(force=True)))
+        truncated_tb = np.stack([step.truncated_b for step in steps])
+        done_bt = _by_trajectory(truncated_tb | np.stack([step.terminated_b for step in steps]))
+        index_b = torch.arange(n)
+        rollouts = Rollouts(
+            input_bt=_by_trajectory(observation_tb),
+            action_bt=torch.stack([decision.action_b for decision in decisions], 1).cpu(),
+            source_bt=torch.stack([decision.source_b for decision in decisions], 1).cpu(),
+            behaviour_logp_bt=torch.stack([decision.logp_b for decision in decisions], 1).float().cpu(),
+            reward_bt=_by_trajectory(np.stack([step.reward_b for step in steps])).float(),
+            done_bt=done_bt, length_b=torch.full((n,), horizon), truncated_b=~done_bt[:, -1])
+        return rollouts.with_columns(per_trajectory={"group": index_b, "example": index_b},
+                                     per_step={"truncated": _by_trajectory(truncated_tb)})
+
+    def demonstrations(self, *, n: int, generator: Generator) -> Rollouts:
+        """Control tasks have none."""
+        raise UserError(f"task {self.task.id} has no reference solutions",
+                        "let the teacher act instead: choose teacher rollouts as the method's data")
+
+    def separable(self, rollouts: Rollouts) -> Rollouts:
+        """Every row alone: an observation is a whole state."""
+        return rollouts.flatten()
+
+    @torch.no_grad()
+    def teacher_features(self, rollouts: Rollouts) -> Tensor:
+        if self.teacher is None:
+            raise UserError(f"this run on {self.task.id} has no teacher", "pass one with --teacher")
+        device = _device(self.teacher)
+        return self.teacher.features(rollouts.input_bt.to(device), rollouts.length_b.to(device))
+
+    def evaluate(self, policy: Policy, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
+                 seed: int) -> list[Outcome]:
+        return evaluate(self.task, policy, split=split, mode=mode, n=n, seed=seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._environments.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._environments = Environments(make_simulators(self.task), self._seed)
+        self._environments.load_state_dict(state)
+
+    def _decider(self, actor: Actor, n: int, generator: Generator) -> Callable[[Tensor], Decision]:
+        """A function from observations [B, ...] to the actor's decision; it runs only the models that the actor uses.
+
+        Logits go where the generator is, so that draws need no other device.
+        """
+        if actor.uses_teacher and self.teacher is None:
+            raise UserError(f"the teacher is to act on {self.task.id}, but there is none", "pass one with --teacher")
+        read_student = _reader(self.student, n, generator.device) if actor.uses_student else _nothing
+        read_teacher = _reader(self.teacher, n, generator.device) if actor.uses_teacher and self.teacher else _nothing
+        return lambda observation_b: actor.act(read_student(observation_b), read_teacher(observation_b), generator)
+
+
+@torch.no_grad()
+def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: Literal["greedy", "sampled"],
+             n: int | None = None, seed: int = 0) -> list[Outcome]:
+    """Play `n` full episodes (the task's own number when None), exactly one in each of n seeded environments.
+
+    Args:
+        split: which fixed episodes; no run trains on any of them.
+        mode: largest logit, or a draw at temperature 1.
+        seed: of the draws; where episodes start depends on the split and their number alone.
+
+    Returns:
+        One outcome an episode, in order; the score is the undiscounted return.
+    """
+    n = task.evaluation_episodes if n is None else n
+    simulators = make_simulators(task)
+    if isinstance(policy, ControlPolicy):
+        check_fits(policy, simulators, f"evaluation on {task.id}")
+    generator = seeds.generator(seed, "evaluation", split, mode)
+    temperature = 1.0 if mode == "sampled" else 0.0
+    outcomes: list[Outcome] = []
+    for first in range(0, n, PARALLEL_EPISODES):
+        numbers = range(first, min(n, first + PARALLEL_EPISODES))
+        episode_seeds = [seeds.derive(EVALUATION_STREAM, task.id, split, number) for number in numbers]
+        returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator)
+        outcomes += [
+            Outcome(f"episode-{number}", mode, float(returns_n[row]), int(simulators.step_n[row]),
+                    bool(truncated_n[row]), None, {})
+            for row, number in enumerate(numbers)]
+    return outcomes
+
+
+def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temperature: float,
+          generator: Generator) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One episode for every seed; returns undiscounted returns [N] and whether the time limit cut them off [N].
+
+    An environment that has ended takes no further step, so that short episodes do not count more than once.
+    """
+    n = len(episode_seeds)
+    simulators.grow(n)
+    observation_n = np.stack([simulators.reset(index, seed) for index, seed in enumerate(episode_seeds)])
+    returns_n, truncated_n = np.zeros(n), np.zeros(n, np.bool_)
+    running_k = np.arange(n)
+    read = _reader(policy, n, generator.device)
+    while len(running_k):
+        action_k = sample(read(torch.from_numpy(observation_n[running_k])), temperature, generator)[0].numpy(force=True)
+        after = simulators.step(running_k, action_k)
+        observation_n[running_k] = after.observation_k
+        returns_n[running_k] += after.reward_k
+        truncated_n[running_k] = after.truncated_k & ~after.terminated_k
+        running_k = running_k[~(after.terminated_k | after.truncated_k)]
+    return returns_n, truncated_n
+
+
+def fresh_student(task: ControlTask, seed: int) -> ControlPolicy:
+    """The starting student of a task that ships none: a network of `student_hidden`, initialised from the run's seed."""
+    simulators = make_simulators(task)
+    architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden))
+    return ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
+
+
+def check_fits(policy: ControlPolicy, simulators: Simulators, where: str) -> None:
+    """Raise a UserError when the policy's observations or actions are not the environment's."""
+    policy.check_fits(simulators.observation_shape, simulators.n_actions, where)
+
+
+def _reader(policy: Policy, n: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from observations [B, ...] to logits [B, A] on `device`, for any B up to `n`."""
+    own_device = _device(policy)
+    length_n = torch.ones(n, dtype=torch.int64, device=own_device)
+
+    def read(observation_b: Tensor) -> Tensor:
+        input_b1 = observation_b[:, None].to(own_device)
+        return policy.project(policy.features(input_b1, length_n[:len(input_b1)])[:, 0]).to(device)
+
+    return read
+
+
+def _nothing(observation_b: Tensor) -> None:
+    """What an actor sees of a model that it does not use."""
+
+
+def _device(policy: Policy) -> torch.device:
+    return next(policy.parameters()).device
+
+
+def _by_trajectory(values_tb: NDArray[Any]) -> Tensor:
+    """[T, B, ...] as [B, T, ...]."""
+    return torch.from_numpy(np.ascontiguousarray(values_tb.swapaxes(0, 1)))

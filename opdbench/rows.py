@@ -1,0 +1,105 @@
+"""Rows: what a loss sees. N visited states, and in each what the student would do, what the teacher revealed, and what
+was done. A row knows no domain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from opdbench.distributions import Categorical
+from opdbench.rollouts import Rollouts
+
+TEACHER_FEATURES = "teacher_features"  # [B, T, H]: stored instead of logits, which may be 100 times as large
+TEACHER_LOGP = "teacher_logp"  # [B, T]: of the action taken
+TEACHER_ACTION = "teacher_action"  # [B, T]: the teacher's most likely action
+
+Projection = Callable[[Tensor], Tensor]  # features [N, H] -> logits [N, A]
+
+
+@dataclass
+class Rows:
+    """N rows of one chunk. Tensors are differentiable only where they come from the student.
+
+    Attributes:
+        features_nh: the student's features, for losses on hidden states.
+        action_n: int64, the action taken; source_n: uint8, a `Source`; reward_n: float32.
+        behaviour_logp_n: float32, the action's log-probability when it was sampled (NaN for data).
+        columns: everything that `prepare` or the teacher added, one entry a row: [N, ...]. A column with one value
+            a trajectory is repeated over its rows.
+    """
+
+    features_nh: Tensor
+    action_n: Tensor
+    source_n: Tensor
+    behaviour_logp_n: Tensor
+    reward_n: Tensor
+    columns: Mapping[str, Tensor]
+    _student: Projection
+    _teacher: Projection | None
+
+    @cached_property
+    def student(self) -> Categorical:
+        return Categorical(self._student(self.features_nh))
+
+    @cached_property
+    def teacher(self) -> Categorical:
+        """The teacher's whole distribution; there when the method's need is FULL."""
+        if self._teacher is None or TEACHER_FEATURES not in self.columns:
+            raise LookupError("this method did not ask for the teacher's full distribution: set needs = Needs.FULL")
+        with torch.no_grad():
+            return Categorical(self._teacher(self.columns[TEACHER_FEATURES]))
+
+    def __len__(self) -> int:
+        return self.action_n.shape[0]
+
+    def first(self, n: int) -> Rows:
+        """The first n rows, cut from the graph: for diagnostics."""
+        return Rows(self.features_nh[:n].detach(), self.action_n[:n], self.source_n[:n], self.behaviour_logp_n[:n],
+                    self.reward_n[:n], {name: value[:n] for name, value in self.columns.items()}, self._student,
+                    self._teacher)
+
+
+class RowTable:
+    """All rows of some rollouts in (trajectory, step) order, cut into chunks on demand."""
+
+    def __init__(self, rollouts: Rollouts, features_nh: Tensor, student: Projection, teacher: Projection | None) -> None:
+        mask_bt = rollouts.mask_bt
+        repeats_b = mask_bt.sum(1)
+        self.features_nh = features_nh
+        self._student, self._teacher = student, teacher
+        self._fields = [value[mask_bt] for value in (rollouts.action_bt, rollouts.source_bt,
+                                                     rollouts.behaviour_logp_bt, rollouts.reward_bt)]
+        self._columns = {
+            name: value[mask_bt] if name in rollouts.step_columns else value.repeat_interleave(repeats_b, dim=0)
+            for name, value in rollouts.columns.items()}
+
+    def chunk(self, features_nh: Tensor, start: int, stop: int) -> Rows:
+        """Rows start..stop, with `features_nh` in place of the table's own (a leaf, when the backward is chunked)."""
+        columns = {name: value[start:stop] for name, value in self._columns.items()}
+        return Rows(features_nh, *(value[start:stop] for value in self._fields), columns, self._student, self._teacher)
+
+
+def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:
+    """Weights [N] that turn one loss a row into the step's loss, whatever the micro-batches: mean over rows (`token`),
+    mean over trajectories of their mean (`sequence`), or plain sum (`sum`).
+
+    Trajectories with different values in the column `part` are normalised apart, so that a second loss on other data
+    has its own mean. Trajectories without a single row count for nothing.
+    """
+    mask_bt = rollouts.mask_bt
+    rows_b = mask_bt.sum(1)
+    part_b = rollouts.columns.get("part", torch.zeros_like(rows_b))
+    weight_b = torch.zeros(rows_b.shape, dtype=torch.float64, device=rows_b.device)
+    for part in part_b.unique():
+        in_part_b = (part_b == part) & (rows_b > 0)
+        if reduction == "token":
+            weight_b[in_part_b] = 1 / rows_b[in_part_b].sum().double()
+        elif reduction == "sequence":
+            weight_b[in_part_b] = 1 / (in_part_b.sum() * rows_b[in_part_b]).double()
+        else:
+            weight_b[in_part_b] = 1.0
+    return weight_b.repeat_interleave(rows_b)

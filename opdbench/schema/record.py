@@ -1,0 +1,92 @@
+"""The record: what one run was asked, what it cost, what it scored, and how it ended.
+
+One small JSON file a run, written atomically, `started` first. Raw outcomes lie beside it, compressed, so that every
+score can be recomputed. Field order is the order of reading.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from opdbench.schema.spec import Execution, Recipe
+
+SCHEMA_VERSION = 1
+Status = Literal["started", "completed", "diverged", "oom", "cancelled", "error"]
+Phase = Literal["before", "teacher", "after"]
+MEASURED_LEDGER = ("seconds", "cpu_seconds", "peak_memory_bytes")
+
+
+class Score(BaseModel):
+    """A mean over problems or episodes with its 95% interval for this one run."""
+
+    model_config = ConfigDict(extra="forbid")
+    metric: str
+    mean: float
+    low: float
+    high: float
+    interval: str = Field(description="how the interval was made: wilson, or t over episodes")
+    n: int
+    length: float = Field(description="mean length in tokens or steps")
+    truncated: float = Field(description="share cut off by the horizon")
+    extra: dict[str, float] = Field(default_factory=dict, description="means of further scores")
+
+
+class OutcomeFile(BaseModel):
+    """Where a phase's raw outcomes are, relative to the record, and what they must hash to."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: str
+    sha256: str
+    n: int
+
+
+class Times(BaseModel):
+    """Wall-clock facts; everything here, and nothing else but the measured ledger entries, differs between repeats."""
+
+    model_config = ConfigDict(extra="forbid")
+    started: str
+    finished: str | None = None
+    total_seconds: float = 0.0
+    resumed: int = Field(0, description="how often the run was continued from a checkpoint")
+
+
+class Record(BaseModel):
+    """One run."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str = Field(description="first 12 digits of the recipe's sha256")
+    status: Status = "started"
+    reason: str | None = Field(None, description="why it ended, when it did not complete")
+    stopped_by: str | None = Field(None, description="the budget axis that ended training")
+    recipe: Recipe
+    recipe_sha256: str
+    execution: Execution
+    origins: dict[str, str] = Field(default_factory=dict, description="who set each value that is not a default")
+    command: str = Field(description="the command that makes this record")
+    before: dict[str, Score] = Field(default_factory=dict, description="by mode: greedy, sampled")
+    teacher: dict[str, Score] = Field(default_factory=dict)
+    after: dict[str, Score] = Field(default_factory=dict)
+    gap_recovered: dict[str, float | None] = Field(
+        default_factory=dict, description="(after - before) / (teacher - before), by mode; None without a gap")
+    ledger: dict[str, Any] = Field(default_factory=dict)
+    validation: list[dict[str, float]] = Field(default_factory=list, description="greedy scores during training")
+    curve: list[dict[str, float]] = Field(default_factory=list, description="diagnostics by step, thinned evenly")
+    outcomes: dict[Phase, OutcomeFile] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    times: Times
+
+    def repeatable(self) -> dict[str, Any]:
+        """The record without what was measured by a clock: equal for equal seeds on one machine and profile."""
+        content = self.model_dump(mode="json", exclude={"times"})
+        content["ledger"] = {name: value for name, value in self.ledger.items() if name not in MEASURED_LEDGER}
+        return content
+
+
+def gap_recovered(before: float, teacher: float, after: float) -> float | None:
+    """(after - before) / (teacher - before): 0 is no progress, 1 the teacher; None when there is no gap to close."""
+    gap = teacher - before
+    return None if gap == 0 else (after - before) / gap

@@ -1,0 +1,44 @@
+"""Intervals for one run. Everything pure; what spans seeds belongs to the boards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, fmean, stdev
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    mean: float
+    low: float
+    high: float
+    kind: str
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval for a proportion (Wilson 1927); right also near 0 and 1, where the normal one is not."""
+    if n < 1:
+        raise ValueError("an interval needs at least one outcome")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), "wilson")
+
+
+def student_t(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval for a mean; with one value, or none that differs, the interval is that point."""
+    mean = fmean(values)
+    if len(values) < 2 or (spread := stdev(values)) == 0:
+        return Interval(mean, mean, mean, "t")
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * spread / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, "t")
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Wilson's interval when every value is 0 or 1, Student's t otherwise."""
+    if all(value in (0, 1) for value in values):
+        return wilson(sum(int(value) for value in values), len(values))
+    return student_t(values)

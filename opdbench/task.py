@@ -1,0 +1,131 @@
+"""What a task must say about itself. One file per family in `tasks/`; nothing here knows how a model is trained.
+
+A task gives problems, says how an outcome is graded, and states its protocol. Grading is a pure function of what was
+stored, so that a score can always be recomputed from a record's raw outputs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from opdbench.lm.tokenizer import Tokenizer
+
+Split = Literal["train", "validation", "test"]
+Message = dict[str, str]  # {"role": "user", "content": "..."}
+
+
+class Task(ABC):
+    """Common to both worlds. `name@version` identifies it; a change that can move a score raises `version`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    domain: ClassVar[Literal["lm", "rl"]]
+    summary: ClassVar[str]  # one line for `opdbench list`
+    source: ClassVar[str]  # where the problems come from, with a citation
+    license: ClassVar[str]
+    protocol: ClassVar[str]  # how it is scored, in two or three sentences
+    metric: ClassVar[str]  # the primary score's name: "accuracy", "success", "return"
+    teacher: ClassVar[str | None]  # default teacher: a shipped name; None when the hardware profile names one
+    student: ClassVar[str | None]  # default starting student, likewise
+    training: ClassVar[Mapping[str, Any]]  # this task's defaults for `schema.spec.Training`
+    budget: ClassVar[Mapping[str, float]]  # default budget, such as {"steps": 100}
+
+    class Params(BaseModel):
+        """What can be set about a task with `--set`; part of the recipe."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
+        """
+        Args:
+            data: folder or hub id to read the data from, for tasks that read any.
+            params: an instance of the class's `Params`; defaults when None.
+        """
+        self.data = data
+        self.params: Any = params if params is not None else self.Params()
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @abstractmethod
+    def checksum(self) -> str:
+        """sha256 of everything that problems and scores depend on; stored in every record."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem of a language task.
+
+    Attributes:
+        id: stable across runs and machines.
+        prompt: text given to the model as it is, or chat messages that the tokenizer's template renders.
+        answer: what the grader compares with.
+        solution: a reference completion (the exact text to produce), where the task has one.
+        meta: what the grader or the environment needs besides (JSON values).
+    """
+
+    id: str
+    prompt: str | Sequence[Message]
+    answer: str
+    solution: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reply(NamedTuple):
+    """An environment's turn inside a rollout: tokens appended to the context, excluded from the loss."""
+
+    tokens: Sequence[int]
+    done: bool
+
+
+class Turns(Protocol):
+    """The environment side of a batch of conversations; stateful, made anew for every rollout."""
+
+    def reply(self, index: int, token: int) -> Reply | None:
+        """What conversation `index` answers after the model has written `token`; None lets the model go on."""
+
+
+class LanguageTask(Task):
+    """Problems in text. Actions are tokens, the verifier's verdict is the return."""
+
+    domain: ClassVar[Literal["lm", "rl"]] = "lm"
+    max_new_tokens: ClassVar[int]  # horizon of a completion in tokens, environment turns included
+    stop_at_eos: ClassVar[bool] = True
+
+    @abstractmethod
+    def examples(self, split: Split) -> Sequence[Example]:
+        """The problems of a split, in a fixed order; splits share no problem."""
+
+    @abstractmethod
+    def grade(self, example: Example, completion: str) -> dict[str, float]:
+        """Scores of one completion; the task's `metric` is among the keys. Pure: same text, same scores."""
+
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rng: Random, *,
+              evaluating: bool) -> Turns | None:
+        """The environment that answers inside rollouts of `examples`, or None when only the model writes."""
+        return None
+
+
+class ControlTask(Task):
+    """A gymnasium environment. Actions are its actions, the episode's return is the score."""
+
+    domain: ClassVar[Literal["lm", "rl"]] = "rl"
+    metric: ClassVar[str] = "return"
+    env_id: ClassVar[str]
+    max_episode_steps: ClassVar[int]
+    evaluation_episodes: ClassVar[int] = 100
+    student_hidden: ClassVar[Sequence[int]]  # widths of the default student network
+
+    @abstractmethod
+    def make(self) -> gymnasium.Env[Any, Any]:
+        """One fresh environment, at evaluation's own rules (unclipped rewards, full episodes)."""

@@ -1,0 +1,95 @@
+"""Classic control and Box2D from gymnasium: CartPole, Acrobot and LunarLander.
+
+Each ships a teacher that Stable-Baselines3 trained (`opdbench teacher train TASK` makes it again); the student is a
+smaller network, initialised from the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from opdbench.rl.train_teacher import TeacherRecipe
+from opdbench.task import ControlTask
+
+if TYPE_CHECKING:
+    import gymnasium
+
+
+class GymControl(ControlTask):
+    """A registered gymnasium environment, made without changes, at its own time limit."""
+
+    student: ClassVar[str | None] = None  # a fresh network of `student_hidden`, initialised from the run's seed
+    teacher_recipe: ClassVar[TeacherRecipe]
+
+    def make(self) -> gymnasium.Env[Any, Any]:
+        import gymnasium
+
+        return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
+
+    def checksum(self) -> str:
+        # The environment's rules live in gymnasium; its version is in the record's provenance.
+        return sha256(f"{self.id}/{self.env_id}/{self.max_episode_steps}".encode()).hexdigest()
+
+
+class CartPole(GymControl):
+    name = "cartpole"
+    version = 1
+    summary = "balance a pole on a cart (4 numbers seen, 2 actions)"
+    source = "gymnasium CartPole-v1; Barto, Sutton and Anderson, 1983"
+    license = "MIT (gymnasium)"
+    protocol = ("Undiscounted return of full episodes, one point a step, cut off at 500. "
+                "Episode k always starts from the same state; the first episode of each counts.")
+    teacher = "cartpole/teacher"
+    env_id = "CartPole-v1"
+    max_episode_steps = 500
+    student_hidden: ClassVar[Sequence[int]] = (16,)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 32, "horizon": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 100}
+    teacher_recipe = TeacherRecipe(
+        steps=100_000, n_envs=8, hidden=(64, 64), learning_rate=1e-3,
+        ppo={"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
+             "clip_range": 0.2},
+        source="RL Baselines3 Zoo, ppo.yml, CartPole-v1")
+
+
+class Acrobot(GymControl):
+    name = "acrobot"
+    version = 1
+    summary = "swing a two-link pendulum up over a line (6 numbers seen, 3 actions)"
+    source = "gymnasium Acrobot-v1; Sutton, 1996"
+    license = "MIT (gymnasium)"
+    protocol = ("Undiscounted return of full episodes, minus one a step until the tip is over the line, cut off at 500. "
+                "Episode k always starts from the same state; the first episode of each counts.")
+    teacher = "acrobot/teacher"
+    env_id = "Acrobot-v1"
+    max_episode_steps = 500
+    student_hidden: ClassVar[Sequence[int]] = (16,)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 16, "horizon": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 100}
+    teacher_recipe = TeacherRecipe(
+        steps=300_000, n_envs=16, hidden=(64, 64), learning_rate=3e-4, normalize=True,
+        ppo={"n_steps": 256, "batch_size": 64, "gae_lambda": 0.94, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0},
+        source="RL Baselines3 Zoo, ppo.yml, Acrobot-v1, with 300,000 steps in place of 1,000,000")
+
+
+class LunarLander(GymControl):
+    name = "lunarlander"
+    version = 1
+    summary = "land a craft softly between two flags (8 numbers seen, 4 actions)"
+    source = "gymnasium LunarLander-v3 (Box2D)"
+    license = "MIT (gymnasium)"
+    protocol = ("Undiscounted return of full episodes, cut off at 1,000 steps; 200 counts as solved. "
+                "Episode k always starts from the same state; the first episode of each counts.")
+    teacher = "lunarlander/teacher"
+    env_id = "LunarLander-v3"
+    max_episode_steps = 1000
+    student_hidden: ClassVar[Sequence[int]] = (32, 32)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 16, "horizon": 64}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 150}
+    teacher_recipe = TeacherRecipe(
+        steps=1_500_000, n_envs=16, hidden=(128, 128), learning_rate=3e-4,
+        ppo={"n_steps": 1024, "batch_size": 128, "gae_lambda": 0.98, "gamma": 0.999, "n_epochs": 4, "ent_coef": 0.0},
+        source="RL Baselines3 Zoo, ppo.yml, LunarLander-v2, with a wider network, batches of 128, no entropy bonus, a "
+               "falling learning rate and 1,500,000 steps in place of 1,000,000")
