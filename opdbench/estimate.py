@@ -39,7 +39,7 @@ def estimate(plan: Plan) -> Estimate:
     per_step = training.batch * (training.horizon or 1)
     steps = _steps(plan, per_step)
     tokens = None if steps is None else steps * per_step
-    scored = plan.method.requires() not in (Needs.NOTHING, Needs.TEXT)
+    scored = plan.needs not in (Needs.NOTHING, Needs.TEXT)
     flops = None if tokens is None else tokens * (2.0 * student + 6.0 * student + 2.0 * teacher * scored)
     seconds = None if flops is None else flops / _flops_per_second(execution)
     return Estimate(steps, tokens, flops, _memory(execution, student, teacher, _vocabulary(plan)), seconds, student,

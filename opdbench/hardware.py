@@ -51,7 +51,7 @@ class Machine:
     driver_problem: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "gpus": [asdict(gpu) for gpu in self.gpus]}
 
     def in_words(self) -> str:
         gpus = ", ".join(f"{gpu.name} ({gpu.memory_gib:.0f} GiB)" for gpu in self.gpus) or "no GPU"

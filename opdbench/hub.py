@@ -40,14 +40,16 @@ def snapshot(reference: str, *, kind: Kind, allow: Sequence[str], ignore: Sequen
         folder = huggingface_hub.snapshot_download(match["repo"], repo_type=kind, revision=match["revision"],
                                                    allow_patterns=list(allow), ignore_patterns=list(ignore))
     except errors.GatedRepoError as error:
-        raise _failure(match, kind, "on the hub its licence must be accepted first (`hf auth login`)", instead) from error
+        raise _failure(match, kind, "its licence must first be accepted on the hub", instead) from error
     except errors.RepositoryNotFoundError as error:
         raise _failure(match, kind, "is not on the hub either (or is private there)", instead) from error
     except errors.RevisionNotFoundError as error:
         raise _failure(match, kind, f"the hub has no revision {match['revision']!r} of it", instead) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise _failure(match, kind, "is not in the hub's cache, and the hub cannot be reached", instead) from error
-    except (OSError, errors.HTTPError) as error:  # a broken connection, a full disk, a cache that cannot be written
+    # A broken connection, a full disk, a cache that cannot be written. HTTPError is the root of the errors of whichever
+    # HTTP client this version of the hub library uses.
+    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         raise _failure(match, kind, f"its download failed ({_first_line(error)})", instead) from error
     return Path(folder)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from opdbench.errors import UsageError, UserError, nearest, unknown
+from opdbench.errors import UsageError, UserError, unknown
 from opdbench.source import ClassSource, SourceError, SourceFile, classes_in, find_class
 
 Kind = Literal["method", "task"]
@@ -119,6 +119,16 @@ def load(kind: Kind, identifier: str, plugins: Sequence[str | Path] = ()) -> typ
     _check_class(entry, found)
     _check_version(kind, name, version, getattr(found, "version", 1))
     return found
+
+
+def kinds_of(identifier: str, plugins: Sequence[str | Path] = ()) -> list[Kind]:
+    """The kinds under which "name" or "name@version" is registered: none, one, or both."""
+    return [kind for kind in KINDS if identifier.partition("@")[0] in names(kind, plugins)]
+
+
+def defined_in(file: str | Path) -> list[tuple[Kind, str]]:
+    """The methods and tasks of a plugin file, by kind and name."""
+    return [(entry.kind, entry.name) for kind in KINDS for entry in _scratch(kind, Path(file))]
 
 
 # ---------------------------------------------------------------------------------------------- finding registrations
@@ -274,11 +284,3 @@ def _check_class(entry: _Entry, found: Any) -> None:
     if own_name != entry.name:
         raise UserError(f"{entry.package} registers {entry.kind} {entry.name!r}, but the class calls itself {own_name!r}",
                         f"make the entry point and {found.__qualname__}.name equal")
-
-
-def kinds_of(name: str, plugins: Sequence[str | Path] = ()) -> list[Kind]:
-    """The kinds under which `name` ("name" or "name@version") is registered: none, one, or both."""
-    return [kind for kind in KINDS if name.partition("@")[0] in names(kind, plugins)]
-
-
-__all__ = ["KINDS", "Description", "Kind", "describe", "descriptions", "kinds_of", "load", "names", "nearest"]

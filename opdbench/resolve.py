@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +34,9 @@ class Request:
     data: str | None = None
     plugins: Sequence[str] = ()
     trust_pickle: bool = False
-    extra_arguments: Sequence[str] = field(default=())  # what else the command line needs to repeat this run
 
     def command(self) -> str:
-        """The command line that asks for the same."""
+        """The command line that asks for the same, wherever its results go."""
         words = ["opdbench", "run", "--method", self.method, "--task", self.task, "--seed", str(self.seed)]
         for flag, value in (("--student", self.student), ("--teacher", self.teacher), ("--data", self.data)):
             words += [flag, value] if value is not None else []
@@ -47,19 +46,29 @@ class Request:
             for value in values:
                 words += [flag, value]
         words += ["--trust-pickle"] if self.trust_pickle else []
-        return shlex.join([*words, *self.extra_arguments])
+        return shlex.join(words)
 
 
 class Plan(NamedTuple):
     """Everything that a run needs, resolved."""
 
     spec: Spec
-    method: Distiller
+    method_class: type[Distiller]
+    params: Any  # an instance of the method's Params
     task: Task
     teacher: Path | None
     student: Path | None  # None: a fresh network, initialised from the seed
     profile_reason: str
     request: Request
+
+    def new_method(self) -> Distiller:
+        """The method with its parameters and no memory: every execution of a plan starts with its own."""
+        return self.method_class(self.params)
+
+    @property
+    def needs(self) -> Needs:
+        """What the teacher must reveal."""
+        return self.new_method().requires()
 
 
 def resolve(request: Request) -> Plan:
@@ -85,8 +94,8 @@ def resolve(request: Request) -> Plan:
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
     budget, budget_origin = parse_budget(request.budget, task_class.budget)
     task = task_class(data=request.data, params=settled["task"])
-    method = method_class(settled["method"])
-    teacher, teacher_path = _teacher(request, task, method, choice.profile)
+    needs = method_class(settled["method"]).requires()
+    teacher, teacher_path = _teacher(request, task, needs, choice.profile)
     student, student_path = _student(request, task, choice.profile)
     recipe = Recipe(
         method=method_class.name, method_sha256=_code_sha256(method_class), params=settled["method"].model_dump(),
@@ -95,8 +104,8 @@ def resolve(request: Request) -> Plan:
         seed=request.seed)
     origins = {**layers.origins, "budget": budget_origin,
                "teacher": "user" if request.teacher else "task", "student": "user" if request.student else "task"}
-    return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method, task, teacher_path,
-                student_path, choice.reason, request)
+    return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method_class,
+                settled["method"], task, teacher_path, student_path, choice.reason, request)
 
 
 def _task_training(task_class: type[Task]) -> dict[str, Any]:
@@ -106,11 +115,11 @@ def _task_training(task_class: type[Task]) -> dict[str, Any]:
     return values
 
 
-def _teacher(request: Request, task: Task, method: Distiller, profile: hardware.Profile
+def _teacher(request: Request, task: Task, needs: Needs, profile: hardware.Profile
              ) -> tuple[ModelRef | None, Path | None]:
     reference = request.teacher or task.teacher or profile.models.get("teacher")
     if reference is None:
-        if method.requires() == Needs.NOTHING:
+        if needs == Needs.NOTHING:
             return None, None
         raise UserError(f"{task.name} ships no teacher and the profile {profile.name} names none",
                         "pass --teacher with a model folder or a hub id, such as --teacher Qwen/Qwen3-8B, or choose a "

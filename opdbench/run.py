@@ -112,7 +112,7 @@ class _Run:
     def _train(self, world: World) -> None:
         ctx = Context(world, self.recipe.training, self.recipe.budget, self.plan.spec.execution, Ledger(),
                       self.recipe.seed)
-        trainer = Trainer(self.plan.method, ctx)
+        trainer = Trainer(self.plan.new_method(), ctx)
         self._resume(trainer)
         self.watcher.phase("training")
         last_checkpoint = time.perf_counter()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from opdbench.errors import UserError
 from opdbench.rl.train_teacher import TeacherRecipe
 from opdbench.task import ControlTask
 
@@ -26,7 +27,11 @@ class GymControl(ControlTask):
     def make(self) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
-        return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
+        try:
+            return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"task {self.name} needs a simulator that is not installed: {error}",
+                            'pip install "opdbench[rl]"') from error
 
     def checksum(self) -> str:
         # The environment's rules live in gymnasium; its version is in the record's provenance.
@@ -44,9 +49,9 @@ class CartPole(GymControl):
     teacher = "cartpole/teacher"
     env_id = "CartPole-v1"
     max_episode_steps = 500
-    student_hidden: ClassVar[Sequence[int]] = (16,)
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 32, "horizon": 32}
-    budget: ClassVar[Mapping[str, float]] = {"steps": 100}
+    student_hidden: ClassVar[Sequence[int]] = (32,)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 32, "horizon": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 200}
     teacher_recipe = TeacherRecipe(
         steps=100_000, n_envs=8, hidden=(64, 64), learning_rate=1e-3,
         ppo={"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
@@ -66,7 +71,7 @@ class Acrobot(GymControl):
     env_id = "Acrobot-v1"
     max_episode_steps = 500
     student_hidden: ClassVar[Sequence[int]] = (16,)
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 16, "horizon": 32}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 32}
     budget: ClassVar[Mapping[str, float]] = {"steps": 100}
     teacher_recipe = TeacherRecipe(
         steps=300_000, n_envs=16, hidden=(64, 64), learning_rate=3e-4, normalize=True,
@@ -86,7 +91,7 @@ class LunarLander(GymControl):
     env_id = "LunarLander-v3"
     max_episode_steps = 1000
     student_hidden: ClassVar[Sequence[int]] = (32, 32)
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 16, "horizon": 64}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 64}
     budget: ClassVar[Mapping[str, float]] = {"steps": 150}
     teacher_recipe = TeacherRecipe(
         steps=1_500_000, n_envs=16, hidden=(128, 128), learning_rate=3e-4,

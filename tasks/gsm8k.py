@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from opdbench.errors import UserError
 from opdbench.lm import data
@@ -23,8 +24,8 @@ PUBLISHED = data.Dataset(name="gsm8k", hub_id="openai/gsm8k", config="main", cou
 VALIDATION_SIZE = 500  # the last rows of the published train split, which has no validation split of its own
 
 # No digits: a model that repeats the instruction must not be graded on it.
-INSTRUCTION = ("Solve the problem step by step. End with a last line of the form `#### N`, where N is the final answer as a "
-               "plain number without units.")
+INSTRUCTION = ("Solve the problem step by step. End with a last line of the form `#### N`, where N is the final answer "
+               "as a plain number without units.")
 
 _STOPS = ("Question:", "</s>", "<|im_end|>")
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -53,8 +54,8 @@ class GSM8K(LanguageTask):
     max_new_tokens = 512
     teacher = None  # named by the hardware profile, as is the student
     student = None
-    training = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
-    budget = {"steps": 200}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 200}
 
     def __init__(self, data: str | None = None) -> None:
         super().__init__(data)

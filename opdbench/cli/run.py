@@ -63,10 +63,9 @@ def _seeds(args: argparse.Namespace) -> list[int]:
 def _request(args: argparse.Namespace, seed: int) -> Request:
     from opdbench.resolve import Request
 
-    extra = ("--results", args.results) if args.results != "results" else ()
     return Request(method=args.method, task=args.task, profile=args.profile, seed=seed, budget=tuple(args.budget),
                    settings=tuple(args.settings), student=args.student, teacher=args.teacher, data=args.data,
-                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle, extra_arguments=extra)
+                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle)
 
 
 def _run(args: argparse.Namespace, seed: int) -> tuple[Record, str]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from opdbench.task import Task
 
 RECORD = "record.json"
+OFFLINE = "HF_HUB_OFFLINE"
 WORLDS = {"lm": "language models", "rl": "control"}
 
 
@@ -33,12 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    content, text = _find(args)
+    with offline():
+        content, text = _find(args)
     if args.json:
         print_json(content())
     else:
         print(text())
     return 0
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the Hugging Face hub from downloading anything: looking at something must not fetch it."""
+    before = os.environ.get(OFFLINE)
+    os.environ[OFFLINE] = "1"  # read when huggingface_hub is imported, which happens inside
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[OFFLINE]
+        else:
+            os.environ[OFFLINE] = before
 
 
 Answer = tuple[Callable[[], dict[str, Any]], Callable[[], str]]
@@ -217,16 +234,16 @@ def _model_text(model: dict[str, Any]) -> str:
     if model.get("by_profile"):
         words += ": " + _pairs(model["by_profile"])
     if manifest := model.get("manifest"):
-        words += "\nmeasured: " + (", ".join(_leaves(manifest.get("score", {}))) or "no score in its manifest")
+        words += "\nmeasured: " + (", ".join(leaves(manifest.get("score", {}))) or "no score in its manifest")
         words += f"\nmade by: {manifest['command']}" if "command" in manifest else ""
     return words
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[str]:
     """"greedy mean 500" for every number in a tree of dicts."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from _leaves(value, f"{prefix}{name} ")
+            yield from leaves(value, f"{prefix}{name} ")
     elif isinstance(tree, int | float):
         yield f"{prefix}{number(tree)}"
 

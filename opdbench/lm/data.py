@@ -73,7 +73,8 @@ def _folder(dataset: Dataset, data: str | None) -> Path:
     if not local.exists():
         if not hub.is_id(chosen):
             raise UserError(f"{origin} names a folder that does not exist: {chosen}", _how_to_get(dataset))
-        return hub.snapshot(chosen, kind="dataset", allow=[f"{dataset.config}/*.parquet"], instead=_pass_a_folder(dataset))
+        return hub.snapshot(chosen, kind="dataset", allow=[f"{dataset.config}/*.parquet"],
+                            instead=_pass_a_folder(dataset))
     for folder in (local, local / dataset.name):
         if any(_candidates(folder, dataset, split) for split in dataset.counts):
             return folder
@@ -120,7 +121,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise UserError(f"{file} is a parquet file, and pyarrow is not installed", "pip install 'opdbench[lm]'") from None
+        raise UserError(f"{file} is a parquet file, and pyarrow is not installed",
+                        "pip install 'opdbench[lm]'") from None
     try:
         rows = parquet.read_table(file).to_pylist()
     except (OSError, ValueError, pyarrow.ArrowException) as error:

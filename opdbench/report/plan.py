@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def as_text(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> str:
     recipe = plan.spec.recipe
     head = fields([
-        ("method", f"{recipe.method} (needs from the teacher: {plan.method.requires()})"),
+        ("method", f"{recipe.method} (needs from the teacher: {plan.needs})"),
         ("task", recipe.task),
         ("teacher", _model(recipe.teacher, plan.teacher)),
         ("student", _model(recipe.student, plan.student)),
@@ -30,7 +30,7 @@ def as_text(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> s
 
 def as_json(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> dict[str, Any]:
     return {"status": "planned", "seeds": list(seeds), "record": _place(plan, results), "command": plan.request.command(),
-            "profile_reason": plan.profile_reason, "needs": str(plan.method.requires()),
+            "profile_reason": plan.profile_reason, "needs": str(plan.needs),
             "recipe": plan.spec.recipe.model_dump(mode="json"), "recipe_sha256": plan.spec.recipe.digest(),
             "execution": plan.spec.execution.model_dump(mode="json"), "origins": plan.spec.origins,
             "estimate": cost._asdict()}

@@ -9,30 +9,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.lm.tiny_models import gsm8k_folder
 
 from opdbench.errors import UserError
 from opdbench.task import Example
 from opdbench.tasks import gsm8k
 from opdbench.tasks.gsm8k import GSM8K
 
+pytest_plugins = ["tests.hub_cache"]
+
 Grader = Callable[[str, str], dict[str, float]]
 
 GOLD = ["18", "-5", "1,450,000", "0.5", "70", "8"]
 
 TRICKY = [
-    "", " ", "\n", "####", "#### ", "####18", "#### 18", "####  18", "#### 18.", "#### 18..", "#### 18.0", "#### $18", "#### 18$",
-    "#### 18 eggs for 2 days", "#### 18\n#### 19", "#### 19\n#### 18", "#### -5", "#### - 5", "#### −5", "-5", "x-5", "5-", "3-5",
-    "#### 1,450,000", "#### 1450000", "#### $1,450,000.00", "1,450,000", "1450000.", "$1,450,000.", "1.450.000", "#### .5", "0.5",
-    "#### 0.5", "½", "50%", "#### 50%", "The answer is 18", "The answer is 18.", "The answer is $18.", "The answer is \\boxed{18}",
-    "The answer is 18!", "**18**", "18 or 19", "19 or 18", "It is 18, 19, or 18", "eighteen", "１８", "#### １８", "#### ١٨", "٧٠",
-    "1 8", "18\x00", "18\n\n", "\n\n18", "#### 18\r\n", "a. b. c.", "so, ..", "18 .. ,,", "$", "$$", "-", "-.", "--18", "-$18",
-    "#### -", "#### ,", "#### .", "#### ..", "#### ,18", "#### 18,", "#### 1,8", "18e0", "1e1", "0x12", "018", "18.00", "+18",
-    "#### +18", "####\n18", "####\t18", "#### 18#### 19", "## 18", "##### 18", "#### 18 #### ", "####  #### 18", "[invalid]",
-    "#### [invalid]", "Question: 18", "#### 18\nQuestion: what is 2+2?\n#### 4", "18</s>19", "#### 18<|im_end|>#### 19",
-    "18<|im_end|>", "question: 18\n19", "Question:#### 18", "#### 8\u20ac", "70 \u2014 no, 8", "8.", "8,", "8, 70.", "70.8", "7 0",
-    "8/1", "16/2=8", "8=16/2", "The total is 8 (eight).", "Answer:8", "#### 8.\n\n", "8\u00a0", "8\u2009000", "#### 70\u00a0%",
-    "<think>70</think>8", "\\(8\\)", "$8$", "\\$8", "8$.", "$8.$", "#### 8 **", "`#### 8`", "`#### N`", "1.", "1.\n2.\n3.", "(18)",
+    "", " ", "\n", "####", "#### ", "####18", "#### 18", "####  18", "#### 18.", "#### 18..", "#### 18.0", "#### $18",
+    "#### 18$", "#### 18 eggs for 2 days", "#### 18\n#### 19", "#### 19\n#### 18", "#### -5", "#### - 5", "#### −5",
+    "-5", "x-5", "5-", "3-5", "#### 1,450,000", "#### 1450000", "#### $1,450,000.00", "1,450,000", "1450000.",
+    "$1,450,000.", "1.450.000", "#### .5", "0.5", "#### 0.5", "½", "50%", "#### 50%", "The answer is 18",
+    "The answer is 18.", "The answer is $18.", "The answer is \\boxed{18}", "The answer is 18!", "**18**", "18 or 19",
+    "19 or 18", "It is 18, 19, or 18", "eighteen", "１８", "#### １８", "#### ١٨", "٧٠", "1 8", "18\x00", "18\n\n",
+    "\n\n18", "#### 18\r\n", "a. b. c.", "so, ..", "18 .. ,,", "$", "$$", "-", "-.", "--18", "-$18", "#### -",
+    "#### ,", "#### .", "#### ..", "#### ,18", "#### 18,", "#### 1,8", "18e0", "1e1", "0x12", "018", "18.00", "+18",
+    "#### +18", "####\n18", "####\t18", "#### 18#### 19", "## 18", "##### 18", "#### 18 #### ", "####  #### 18",
+    "[invalid]", "#### [invalid]", "Question: 18", "#### 18\nQuestion: what is 2+2?\n#### 4", "18</s>19",
+    "#### 18<|im_end|>#### 19", "18<|im_end|>", "question: 18\n19", "Question:#### 18", "#### 8\u20ac",
+    "70 \u2014 no, 8", "8.", "8,", "8, 70.", "70.8", "7 0", "8/1", "16/2=8", "8=16/2", "The total is 8 (eight).",
+    "Answer:8", "#### 8.\n\n", "8\u00a0", "8\u2009000", "#### 70\u00a0%", "<think>70</think>8", "\\(8\\)", "$8$",
+    "\\$8", "8$.", "$8.$", "#### 8 **", "`#### 8`", "`#### N`", "1.", "1.\n2.\n3.", "(18)",
 ]
 
 
@@ -62,19 +65,17 @@ def lm_eval_grade() -> Grader:
         for ensemble in ensembles:
             ensemble.apply([instance])
             prediction = instance.filtered_resps[ensemble.name]
-            scores[ensemble.name] = float(exact_match_fn(predictions=[prediction], references=[answer], **options)["exact_match"])
+            scores[ensemble.name] = float(
+                exact_match_fn(predictions=[prediction], references=[answer], **options)["exact_match"])
         return scores
 
     return grade
 
 
 @pytest.fixture(scope="module")
-def real() -> GSM8K:
+def real(shared_data: Path) -> GSM8K:
     """The task on the real files."""
-    folder = gsm8k_folder()
-    if folder is None:
-        pytest.skip("needs GSM8K's files: ../shared/data/gsm8k beside the checkout, or OPDBENCH_SHARED")
-    return GSM8K(data=str(folder))
+    return GSM8K(data=str(shared_data / "gsm8k"))
 
 
 def assert_same(lm_eval_grade: Grader, answer: str, completion: str) -> dict[str, float]:
@@ -96,11 +97,12 @@ def test_grades_tricky_strings_as_lm_eval_does(lm_eval_grade: Grader, gold: str)
 
 def test_grades_random_strings_as_lm_eval_does(lm_eval_grade: Grader) -> None:
     rng = random.Random(0)
-    pieces = ["#", "####", "#### ", " ", "\n", "$", ",", ".", "-", "1", "8", "18", "0", "٨", "Question:", "</s>", "x", "%"]
+    pieces = ["#", "####", "#### ", " ", "\n", "$", ",", ".", "-", "1", "8", "18", "0", "٨", "Question:", "</s>", "x"]
+    answers = ["#### 18", "#### 1", "#### -8", "#### 1,8"]
     hits = 0
     for _ in range(4000):
         completion = "".join(rng.choices(pieces, k=rng.randint(1, 9)))
-        hits += bool(assert_same(lm_eval_grade, rng.choice(["#### 18", "#### 1", "#### -8", "#### 1,8"]), completion)["flexible"])
+        hits += bool(assert_same(lm_eval_grade, rng.choice(answers), completion)["flexible"])
     assert 100 < hits < 3900
 
 
@@ -115,7 +117,7 @@ def test_grades_examples_with_known_verdicts() -> None:
 
 def test_the_real_splits(real: GSM8K) -> None:
     splits = {split: real.examples(split) for split in ("train", "validation", "test")}
-    assert {split: len(examples) for split, examples in splits.items()} == {"train": 6973, "validation": 500, "test": 1319}
+    assert [len(examples) for examples in splits.values()] == [6973, 500, 1319]
     everything = [example for examples in splits.values() for example in examples]
     assert len({example.prompt[0]["content"] for example in everything}) == len(everything)
     assert len({example.id for example in everything}) == len(everything)
@@ -141,8 +143,9 @@ def test_the_instruction_holds_no_number() -> None:
     assert gsm8k.strict_match(gsm8k.INSTRUCTION) == gsm8k.flexible_extract(gsm8k.INSTRUCTION) == "[invalid]"
 
 
-def test_local_data_in_every_form_is_the_same_task(real: GSM8K, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = gsm8k_folder()
+def test_local_data_in_every_form_is_the_same_task(
+        real: GSM8K, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(real.data)
     checksum = real.checksum()
     assert GSM8K(data=str(folder.parent)).checksum() == checksum  # a folder of data sets
     monkeypatch.setenv("OPDBENCH_DATA", str(folder))
@@ -154,8 +157,8 @@ def test_local_data_in_every_form_is_the_same_task(real: GSM8K, tmp_path: Path, 
     import pyarrow
 
     (tmp_path / "main").mkdir()  # as the hub lays it out, train in two shards
-    for name, rows in (("test-00000-of-00001", _rows("test")), ("train-00000-of-00002", _rows("train")[:4000]),
-                       ("train-00001-of-00002", _rows("train")[4000:])):
+    for name, rows in (("test-00000-of-00001", _rows(folder, "test")), ("train-00000-of-00002", _rows(folder, "train")[:4000]),
+                       ("train-00001-of-00002", _rows(folder, "train")[4000:])):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "main" / f"{name}.parquet")
     assert GSM8K(data=str(tmp_path)).checksum() == checksum
 
@@ -169,7 +172,7 @@ def test_hub_data_is_read_from_its_cache(real: GSM8K, hub_cache: Path) -> None:
     (hub_cache / "datasets--openai--gsm8k" / "refs").mkdir()
     (hub_cache / "datasets--openai--gsm8k" / "refs" / "main").write_text("c0ffee")
     for split in ("train", "test"):
-        parquet.write_table(pyarrow.Table.from_pylist(_rows(split)), main / f"{split}-00000-of-00001.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(_rows(Path(real.data), split)), main / f"{split}-00000-of-00001.parquet")
     assert GSM8K().checksum() == real.checksum()
 
 
@@ -177,7 +180,8 @@ def test_no_data_says_what_to_download_or_pass(hub_cache: Path) -> None:
     with pytest.raises(UserError) as error:
         GSM8K().examples("test")
     assert "openai/gsm8k" in error.value.problem and "hub cannot be reached" in error.value.problem
-    for part in ("hf download --repo-type dataset openai/gsm8k", "--data FOLDER", "OPDBENCH_DATA", "test.jsonl (1,319 rows)"):
+    for part in ("hf download --repo-type dataset openai/gsm8k", "--data FOLDER", "OPDBENCH_DATA",
+                 "test.jsonl (1,319 rows)"):
         assert part in error.value.fix
 
 
@@ -190,7 +194,7 @@ def test_a_folder_without_data_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="OPDBENCH_DATA names a folder that does not exist"):
         GSM8K().examples("test")
     (tmp_path / "train.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="has no test.jsonl"):
+    with pytest.raises(UserError, match=r"has no test\.jsonl"):
         GSM8K(data=str(tmp_path)).examples("test")
 
 
@@ -219,7 +223,7 @@ def test_a_bad_line_is_named_with_file_and_line(kind: str, tmp_path: Path) -> No
 def test_an_answer_without_its_mark_is_named(tmp_path: Path) -> None:
     unmarked = json.dumps({"question": "What?", "answer": "2"}).encode()
     (tmp_path / "test.jsonl").write_bytes(b"\n".join([GOOD] * 1318 + [unmarked]))
-    with pytest.raises(UserError, match="test.jsonl line 1319: the answer does not end in"):
+    with pytest.raises(UserError, match=r"test\.jsonl line 1319: the answer does not end in"):
         GSM8K(data=str(tmp_path)).examples("test")
 
 
@@ -240,7 +244,7 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
         GSM8K(data=str(tmp_path)).examples("test")
 
 
-def _rows(split: str) -> list[dict[str, str]]:
+def _rows(folder: Path, split: str) -> list[dict[str, str]]:
     name = {"train": "train.jsonl.gz", "test": "test.jsonl"}[split]
-    raw = (gsm8k_folder() / name).read_bytes()
+    raw = (folder / name).read_bytes()
     return [json.loads(line) for line in (gzip.decompress(raw) if name.endswith(".gz") else raw).splitlines()]

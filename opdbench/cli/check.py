@@ -1,0 +1,71 @@
+"""Run the conformance suite on one method or task, or on everything that a file defines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opdbench import registry
+from opdbench.cli.arguments import add_json, add_plugin
+from opdbench.cli.output import print_json, table
+from opdbench.errors import UserError, unknown
+from opdbench.registry import Kind
+
+CHECK_FAILED = 3
+
+
+class Result(NamedTuple):
+    """One check of one method or task."""
+
+    kind: Kind
+    name: str
+    check: str
+    passed: bool
+    message: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME|FILE", help="a method or task by name, or a .py file that defines some")
+    add_plugin(parser)
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    plugins = list(args.plugin)
+    if args.name.endswith(".py"):
+        plugins.append(args.name)
+        subjects = registry.defined_in(Path(args.name))
+        if not subjects:
+            raise UserError(f"{args.name} defines no method and no task",
+                            "give the class a `name`, and derive it from Distiller or from a Task")
+    else:
+        subjects = [(kind, args.name) for kind in registry.kinds_of(args.name, plugins)]
+        if not subjects:
+            valid = [name for kind in registry.KINDS for name in registry.names(kind, plugins)]
+            raise unknown("method or task", args.name, valid, see="opdbench list")
+    results = [result for kind, name in subjects for result in _check(kind, name, plugins)]
+    failed = [result for result in results if not result.passed]
+    if args.json:
+        print_json({"passed": not failed, "checks": [result._asdict() for result in results]})
+    else:
+        print(_text(results))
+    return CHECK_FAILED if failed else 0
+
+
+def _check(kind: Kind, name: str, plugins: list[str]) -> Iterator[Result]:
+    from opdbench import conformance
+
+    cls = registry.load(kind, name, plugins)
+    checks = conformance.check_method(cls) if kind == "method" else conformance.check_task(cls)
+    for check in checks:
+        yield Result(kind, name, check.name, check.passed, check.message)
+
+
+def _text(results: list[Result]) -> str:
+    failed = [result for result in results if not result.passed]
+    rows = [[result.name, "pass" if result.passed else "FAIL", result.check,
+             "" if result.passed else result.message] for result in results]
+    verdict = f"{len(failed)} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
+    return table(["name", "", "check", "what went wrong" if failed else ""], rows) + f"\n\n{verdict}"
