@@ -46,12 +46,26 @@ def sample(logits_ba: Tensor, temperature: float, generator: Generator) -> tuple
     if temperature == 0:
         action_b = logits_ba.argmax(-1)
         return action_b, torch.zeros(action_b.shape, device=logits_ba.device)
-    logits_ba = logits_ba.float() / temperature
-    # The Gumbel-max trick (argmax of logits minus log of exponentials) draws exactly, and needs no normalisation.
+    logits_ba = logits_ba.float() if temperature == 1 else logits_ba.float() / temperature
+    if logits_ba.device.type == "cpu":
+        return _sample_by_inversion(logits_ba, generator)
+    # The Gumbel-max trick (argmax of logits minus log of exponentials) draws exactly, and deterministically on a GPU.
     noise_ba = torch.empty_like(logits_ba).exponential_(generator=generator).log_()
     action_b = (logits_ba - noise_ba).argmax(-1)
     logp_b = logits_ba.gather(-1, action_b[:, None])[:, 0] - logits_ba.logsumexp(-1)
     return action_b, logp_b
+
+
+def _sample_by_inversion(logits_ba: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """The first action whose cumulative probability exceeds a uniform number: one random number a row, where Gumbel
+    noise takes one for every action and costs ten times as much. Summed in float64, so that rare actions keep theirs.
+    """
+    probability_ba = logits_ba.softmax(-1)
+    cumulative_ba = probability_ba.cumsum(-1, dtype=torch.float64)
+    uniform_b1 = torch.rand(len(logits_ba), 1, dtype=torch.float64, generator=generator)
+    action_b1 = torch.searchsorted(cumulative_ba, uniform_b1 * cumulative_ba[:, -1:], right=True)
+    action_b1 = action_b1.clamp_(max=logits_ba.shape[-1] - 1)  # rounding may reach the total itself, once in 1e16
+    return action_b1[:, 0], probability_ba.gather(-1, action_b1)[:, 0].log()
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Distiller(ABC):
         needs: what the teacher must reveal at default parameters; `requires` answers for the actual ones.
         domains: where it makes sense; most methods: both.
         row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
+        vanishes_at_teacher: False when a student that equals its teacher still has a gradient, because the method also
+            follows rewards or data. For the conformance suite; only asked where `requires()` is SAMPLED or FULL.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,7 @@ class Distiller(ABC):
     needs: ClassVar[Needs]
     domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
     row_wise: ClassVar[bool] = True
+    vanishes_at_teacher: ClassVar[bool] = True
 
     class Params(BaseModel):
         """Every hyperparameter: default, bounds, meaning. Defaults are the paper's."""

@@ -87,7 +87,7 @@ class Profile:
         from opdbench.schema.spec import Execution
 
         try:
-            return Execution(profile=self.name, **self.settings)
+            return Execution(**{**self.settings, "profile": self.name})
         except ValidationError as error:
             raise UserError(f"profile {self.name!r} ({self.path}): {_first_problem(error, Execution)}") from error
 
@@ -173,14 +173,28 @@ def _read(path: Path) -> Profile:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"profile {path} cannot be read: {' '.join(str(error).split())}") from error
+    _check_keys(path, content)
+    machine, models = _mapping(path, content, "machine"), _mapping(path, content, "models")
+    try:
+        gpus, memory = int(machine.get("gpus", 0)), float(machine.get("gpu_memory_gib", 0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"profile {path}: machine wants numbers for gpus and gpu_memory_gib: {error}") from error
+    return Profile(path.stem, str(content["summary"]), gpus, memory, _mapping(path, content, "execution"), models, path)
+
+
+def _check_keys(path: Path, content: Any) -> None:
     required = {"summary", "machine", "execution"}
     if not isinstance(content, dict) or not required <= set(content):
         raise UserError(f"profile {path} must have the keys {', '.join(sorted(required))}")
     for key in set(content) - required - {"models"}:
-        raise unknown(f"key in profile {path}:", key, required | {"models"})
-    machine = content["machine"] or {}
-    return Profile(path.stem, content["summary"], int(machine.get("gpus", 0)), float(machine.get("gpu_memory_gib", 0)),
-                   content["execution"], content.get("models") or {}, path)
+        raise unknown(f"key in profile {path}:", str(key), required | {"models"})
+
+
+def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"profile {path}: {key} must be a mapping, such as `{key}: {{name: value}}`")
+    return {str(name): entry for name, entry in value.items()}
 
 
 def _first_problem(error: Any, model: Any) -> str:

@@ -115,7 +115,7 @@ def load(kind: Kind, identifier: str, plugins: Sequence[str | Path] = ()) -> typ
     """
     name, version = _split(kind, identifier)
     entry = _only(kind, name, _named(kind, name, plugins))
-    found = _import(entry)
+    found: type[Any] = _import(entry)
     _check_class(entry, found)
     _check_version(kind, name, version, getattr(found, "version", 1))
     return found
@@ -282,5 +282,6 @@ def _check_class(entry: _Entry, found: Any) -> None:
         raise UserError(f"{entry.kind} {entry.name!r} of {entry.package} is not a subclass of {module}.{root}")
     own_name = getattr(found, "name", None)
     if own_name != entry.name:
-        raise UserError(f"{entry.package} registers {entry.kind} {entry.name!r}, but the class calls itself {own_name!r}",
+        raise UserError(f"{entry.package} registers {entry.kind} {entry.name!r}, but the class calls itself "
+                        f"{own_name!r}",
                         f"make the entry point and {found.__qualname__}.name equal")

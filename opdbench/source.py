@@ -186,10 +186,11 @@ def _assigned(body: list[ast.stmt], name: str) -> ast.expr | None:
     """The expression that `name = ...` or `name: T = ...` assigns last in `body`."""
     found = None
     for statement in body:
-        targets = (statement.targets if isinstance(statement, ast.Assign)
-                   else [statement.target] if isinstance(statement, ast.AnnAssign) and statement.value else [])
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+            continue
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            found = statement.value  # type: ignore[union-attr]
+            found = statement.value
     return found
 
 

@@ -56,7 +56,7 @@ class CartPole(GymControl):
         steps=100_000, n_envs=8, hidden=(64, 64), learning_rate=1e-3,
         ppo={"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0,
              "clip_range": 0.2},
-        source="RL Baselines3 Zoo, ppo.yml, CartPole-v1")
+        source="RL Baselines3 Zoo, ppo.yml, CartPole-v1, with a fixed clip range")
 
 
 class Acrobot(GymControl):
@@ -65,8 +65,8 @@ class Acrobot(GymControl):
     summary = "swing a two-link pendulum up over a line (6 numbers seen, 3 actions)"
     source = "gymnasium Acrobot-v1; Sutton, 1996"
     license = "MIT (gymnasium)"
-    protocol = ("Undiscounted return of full episodes, minus one a step until the tip is over the line, cut off at 500. "
-                "Episode k always starts from the same state; the first episode of each counts.")
+    protocol = ("Undiscounted return of full episodes, minus one a step until the tip is over the line, cut off at "
+                "500. Episode k always starts from the same state; the first episode of each counts.")
     teacher = "acrobot/teacher"
     env_id = "Acrobot-v1"
     max_episode_steps = 500
@@ -92,7 +92,7 @@ class LunarLander(GymControl):
     max_episode_steps = 1000
     student_hidden: ClassVar[Sequence[int]] = (32, 32)
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 64}
-    budget: ClassVar[Mapping[str, float]] = {"steps": 150}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 300}
     teacher_recipe = TeacherRecipe(
         steps=1_500_000, n_envs=16, hidden=(128, 128), learning_rate=3e-4,
         ppo={"n_steps": 1024, "batch_size": 128, "gae_lambda": 0.98, "gamma": 0.999, "n_epochs": 4, "ent_coef": 0.0},

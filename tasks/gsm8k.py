@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import BaseModel, Field, PositiveInt
+
 from opdbench.errors import UserError
 from opdbench.lm import data
 from opdbench.lm.data import Row
@@ -51,14 +53,18 @@ class GSM8K(LanguageTask):
         "learning of a marker. Test is the published 1,319 questions; validation is the last 500 of train."
     )
     metric = "accuracy"
-    max_new_tokens = 512
+    max_new_tokens = 512  # in training; when scores are taken, `Params` decides
     teacher = None  # named by the hardware profile, as is the student
     student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 200}
 
-    def __init__(self, data: str | None = None) -> None:
-        super().__init__(data)
+    class Params(LanguageTask.Params):
+        max_new_tokens: PositiveInt = Field(512, description="longest completion in tokens, when scores are taken")
+
+    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
+        super().__init__(data, params)
+        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
         self._splits: dict[Split, list[Example]] = {}
 
     def examples(self, split: Split) -> Sequence[Example]:

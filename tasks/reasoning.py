@@ -62,10 +62,13 @@ class ReasoningTask(TinyTask):
         raise ValueError(f"{self.generator} has fewer distinct problems than {self.sizes}")
 
     def grade(self, example: Example, completion: str) -> dict[str, float]:
-        """Exact match of what stands after the last colon (of everything, where there is none)."""
+        """Exact match of what stands after the last colon (of everything, where there is none); where a solution has
+        intermediate results, also whether all of it is right."""
         text = written(completion)
-        return {"accuracy": float(text.rpartition(":")[2] == example.answer),
-                "worked": float(text == example.solution)}
+        scores = {"accuracy": float(text.rpartition(":")[2] == example.answer)}
+        if example.solution != example.answer:
+            scores["worked"] = float(text == example.solution)
+        return scores
 
 
 class ChainSum(ReasoningTask):

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from random import Random
 from typing import ClassVar, get_args
 
+from pydantic import BaseModel
+
 from opdbench.lm.lessons import Lesson, Recipe, Role
 from opdbench.task import Example, LanguageTask, Split
 
@@ -31,8 +33,8 @@ class TinyTask(LanguageTask):
     eos: ClassVar[str] = EOS
     recipes: ClassVar[Mapping[Role, Recipe]]
 
-    def __init__(self, data: str | None = None) -> None:
-        super().__init__(data)
+    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
+        super().__init__(data, params)
         self._splits: dict[Split, Sequence[Example]] | None = None
 
     @abstractmethod

@@ -122,7 +122,7 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "ETag": '"e"', "X-Repo-Commit": "c" * 40,
+        for name, value in {"Content-Length": str(len(body)), "ETag": f'"{hash(body)}"', "X-Repo-Commit": "c" * 40,
                             **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -159,7 +159,7 @@ def test_a_download_brings_weights_and_text_but_no_pickles_and_no_code(local_hub
 
 @pytest.mark.parametrize(("reference", "message"), [
     ("org/nothing", "is not on the hub either"),
-    ("org/gated", "licence must be accepted"),
+    ("org/gated", "licence must first be accepted"),
     ("org/broken", "the hub cannot be reached"),
 ])
 def test_what_the_hub_refuses_is_said_in_one_sentence(local_hub: Path, reference: str, message: str) -> None:

@@ -130,7 +130,8 @@ def test_attributes_may_come_from_a_base_in_another_module(install) -> None:
     modules = {
         "family/__init__.py": "from .variants import Loud\n",
         "family/base.py": method_source("base", "Base") + "\nVERSION = 7\n",
-        "family/variants.py": 'from . import base\nLEVEL = 7\nclass Loud(base.Base):\n    name = "loud"\n    version = LEVEL\n',
+        "family/variants.py": ('from . import base\nLEVEL = 7\n'
+                               'class Loud(base.Base):\n    name = "loud"\n    version = LEVEL\n'),
     }
     install("family", modules, "[opdbench.methods]\nloud = family:Loud\n")
     description = registry.describe("method", "loud")
@@ -229,7 +230,8 @@ def test_a_plugin_that_takes_an_installed_name_is_refused_naming_both(tmp_path: 
     ("bad.txt", "x = 1\n", "not a Python file that exists"),
     ("latin.py", b"\xff\xfe", "latin.py cannot be read"),
 ])
-def test_a_plugin_file_that_cannot_be_read_says_why(tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
+def test_a_plugin_file_that_cannot_be_read_says_why(
+        tmp_path: Path, name: str, content: str | bytes, reason: str) -> None:
     file = tmp_path / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=reason):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin
@@ -65,7 +65,6 @@ def _check(kind: Kind, name: str, plugins: list[str]) -> Iterator[Result]:
 
 def _text(results: list[Result]) -> str:
     failed = [result for result in results if not result.passed]
-    rows = [[result.name, "pass" if result.passed else "FAIL", result.check,
-             "" if result.passed else result.message] for result in results]
+    rows = [[result.name, "pass" if result.passed else "FAIL", result.check, result.message] for result in results]
     verdict = f"{len(failed)} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
-    return table(["name", "", "check", "what went wrong" if failed else ""], rows) + f"\n\n{verdict}"
+    return table(["name", "", "check", "remark"], rows) + f"\n\n{verdict}"

@@ -67,7 +67,7 @@ def _verdict(findings: list[Finding]) -> str:
     missing = sum(finding.state == "missing" for finding in findings)
     if broken:
         return f"{broken} broken: each line above says what and how to mend it"
-    return "everything works" if not missing else f"nothing is broken; {missing} missing, needed only for what they name"
+    return f"nothing is broken; {missing} missing, needed only for what they name" if missing else "everything works"
 
 
 # ------------------------------------------------------------------------------------------------------- the machine
@@ -154,27 +154,40 @@ def _open(task: Task) -> str:
 
 
 def _model(task: Task, role: Role) -> Iterator[Finding]:
-    """A shipped model's bytes against its manifest; nothing for a task that names no model."""
+    """Whether a task's default model is there and whole; nothing for a task that names none."""
     from opdbench import models
 
     reference = getattr(task, role)
     if reference is None:
         return
     shipped = models.shipped_models(task)
-    is_shipped = reference in shipped or reference.startswith(f"{task.name}/")
+    if reference in shipped:
+        yield _verify(reference, shipped[reference])
+    elif reference == f"{task.name}/{role}":  # the name of a shipped model, and it is not there
+        yield Finding("model", reference, "broken", "did not come with the package: reinstall it, or make the model "
+                      f"with `opdbench teacher train {task.name} --role {role}`")
+    else:
+        yield _elsewhere(task, role, reference)
+
+
+def _elsewhere(task: Task, role: Role, reference: str) -> Finding:
+    """A default model that is a folder or lies on the hub."""
+    from opdbench import models
+
     try:
-        if reference in shipped:
-            yield _verify(reference, shipped[reference])
-        else:
-            yield Finding("model", reference, "ok", f"at {models.resolve(reference, role=role, task=task)}")
+        return Finding("model", reference, "ok", f"at {models.resolve(reference, role=role, task=task)}")
     except UserError as error:
-        yield Finding("model", reference, "broken" if is_shipped else "missing", _one_line(error))
+        return Finding("model", reference, "missing", _one_line(error))
 
 
 def _verify(reference: str, folder: Path) -> Finding:
+    """A shipped model's bytes against its manifest."""
     from opdbench import models
 
-    manifest: dict[str, Any] = read_manifest(folder) or {}
+    try:
+        manifest: dict[str, Any] = read_manifest(folder) or {}
+    except UserError as error:
+        return Finding("model", reference, "broken", _one_line(error))
     weights = sorted(folder.glob("*.safetensors"))
     if "sha256" not in manifest or len(weights) != 1:
         return Finding("model", reference, "broken", f"{folder} has no manifest with the checksum of its weights")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 OFFLINE = "HF_HUB_OFFLINE"
+MODES = ("greedy", "sampled")
 WORLDS = {"lm": "language models", "rl": "control"}
 
 
@@ -99,9 +100,9 @@ def method_content(name: str, plugins: list[str]) -> dict[str, Any]:
 
 def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     """Name, type, default, bounds and meaning of every field of a `Params` model."""
-    return [{"name": name, "type": _type_name(field.annotation), "default": field.default if not field.is_required() else None,
-             "required": field.is_required(), "bounds": _bounds(field.metadata), "meaning": field.description or ""}
-            for name, field in model.model_fields.items()]
+    return [{"name": name, "type": _type_name(field.annotation), "required": field.is_required(),
+             "default": None if field.is_required() else field.default, "bounds": _bounds(field.metadata),
+             "meaning": field.description or ""} for name, field in model.model_fields.items()]
 
 
 def _type_name(annotation: Any) -> str:
@@ -114,8 +115,8 @@ def _type_name(annotation: Any) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    found = [f"{sign} {getattr(item, name):g}" for item in metadata for name, sign in signs.items() if hasattr(item, name)]
-    return ", ".join(found)
+    return ", ".join(f"{sign} {getattr(item, name):g}" for item in metadata
+                     for name, sign in signs.items() if hasattr(item, name))
 
 
 def _line_count(description: Description) -> int:
@@ -182,7 +183,8 @@ def model_content(task: Task, role: str) -> dict[str, Any]:
     if reference is None:
         if role == "student" and hasattr(task, "student_hidden"):
             widths = "x".join(str(width) for width in task.student_hidden)
-            return {"reference": None, "comes_from": f"a fresh {widths} network, initialised from the run's seed"}
+            return {"reference": None,
+                    "comes_from": f"a fresh network with hidden layers of {widths}, initialised from the run's seed"}
         named = {profile.name: profile.models[role] for profile in hardware.profiles() if role in profile.models}
         return {"reference": None, "comes_from": "the hardware profile", "by_profile": named}
     folder = models.shipped_models(task).get(reference)
@@ -234,16 +236,31 @@ def _model_text(model: dict[str, Any]) -> str:
     if model.get("by_profile"):
         words += ": " + _pairs(model["by_profile"])
     if manifest := model.get("manifest"):
-        words += "\nmeasured: " + (", ".join(leaves(manifest.get("score", {}))) or "no score in its manifest")
+        words += "\nmeasured: " + (score_words(manifest.get("score", {})) or "no score in its manifest")
         words += f"\nmade by: {manifest['command']}" if "command" in manifest else ""
     return words
 
 
-def leaves(tree: Any, prefix: str = "") -> Iterator[str]:
+def score_words(score: Any) -> str:
+    """"greedy 99.2 (std 1.5), sampled ..." of a manifest's score; what is not known is given number by number."""
+    modes = {mode: score[mode] for mode in MODES if mode in score} if isinstance(score, dict) else {}
+    words = [f"{mode} " + _measured(value) for mode, value in modes.items()]
+    rest = {name: value for name, value in score.items() if name not in modes} if isinstance(score, dict) else score
+    return ", ".join([*words, *_leaves(rest)])
+
+
+def _measured(value: Any) -> str:
+    if not isinstance(value, dict) or "mean" not in value:
+        return ", ".join(_leaves(value))
+    spread = f" (std {number(value['std'])})" if value.get("std") else ""
+    return number(value["mean"]) + spread
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[str]:
     """"greedy mean 500" for every number in a tree of dicts."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from leaves(value, f"{prefix}{name} ")
+            yield from _leaves(value, f"{prefix}{name} ")
     elif isinstance(tree, int | float):
         yield f"{prefix}{number(tree)}"
 

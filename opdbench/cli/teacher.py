@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin, one_of
 from opdbench.cli.output import print_json
+from opdbench.cli.show import score_words
 from opdbench.errors import UsageError, UserError
 
 if TYPE_CHECKING:
+    from opdbench.models import Role
     from opdbench.task import Task
 
 LINE_SECONDS = 5.0  # between progress lines
@@ -41,32 +43,36 @@ def execute(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"folder": str(out), "manifest": manifest})
     else:
-        print(f"{task.id} {args.role}: {out}\n{manifest_score(manifest)}\n"
+        print(f"{task.id} {args.role}: {out}\nmeasured: {score_words(manifest.get('score', {}))}\n"
               f"next: opdbench run --method METHOD --task {task.name} --{args.role} {out}")
     return 0
 
 
-def _train(task: Task, role: str, out: Path, steps: int | None, seed: int) -> dict[str, Any]:
+def _train(task: Task, role: Role, out: Path, steps: int | None, seed: int) -> dict[str, Any]:
     import torch
+
+    from opdbench.task import ControlTask, LanguageTask
 
     # Small models: a second thread costs more than it gives, and one makes the result independent of the machine.
     torch.set_num_threads(1)
-    if task.domain == "rl":
-        from opdbench.rl import train_teacher as rl
+    if isinstance(task, ControlTask):
+        from opdbench.rl import train_teacher as control
 
         if role == "student":
             raise UserError(f"the student of {task.name} is a fresh network, which each run makes from its seed",
                             "leave out --role student")
-        return rl.train(task, out, steps=steps, seed=seed, progress=Progress())  # type: ignore[arg-type]
-    from opdbench.lm import train_teacher as lm
+        return control.train(task, out, steps=steps, seed=seed, progress=Progress("mean return"))
+    from opdbench.lm import train_teacher as language
 
-    return lm.train(task, role, out, steps=steps, seed=seed, progress=Progress())
+    assert isinstance(task, LanguageTask)
+    return language.train(task, role, out, steps=steps, seed=seed, progress=Progress("loss"))
 
 
 class Progress:
     """A line on stderr now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, figure: str) -> None:
+        self._figure = figure
         self._began = self._last = time.perf_counter()
 
     def __call__(self, done: int, total: int, figure: float) -> None:
@@ -74,10 +80,4 @@ class Progress:
         if now - self._last >= LINE_SECONDS or done >= total:
             self._last = now
             left = (now - self._began) / max(done, 1) * max(total - done, 0)
-            print(f"{done:,} of {total:,} steps, {figure:.4g}, {left:.0f} s left", file=sys.stderr)
-
-
-def manifest_score(manifest: dict[str, Any]) -> str:
-    from opdbench.cli.show import leaves
-
-    return "measured: " + ", ".join(leaves(manifest.get("score", {})))
+            print(f"{done:,} of {total:,} steps, {self._figure} {figure:.4g}, {left:.0f} s left", file=sys.stderr)

@@ -43,8 +43,8 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(a.hidden_size, 2 * a.intermediate_size, bias=a.mlp_bias)
         self.down = nn.Linear(a.intermediate_size, a.hidden_size, bias=a.mlp_bias)
 
-    def forward(self, x_bth: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """The layer's output, and its keys and values [B, T, 2 x kv heads, d] for a cache."""
+    def forward(self, x_bth: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's output [B, T, H], and its keys and values, each [B, T, kv heads, d]."""
         a, (batch, length, _) = self.a, x_bth.shape
         normed = F.rms_norm(x_bth, (a.hidden_size,), self.attention_norm, a.norm_eps)
         heads = self.qkv(normed).view(batch, length, -1, a.head_dim)
@@ -57,7 +57,7 @@ class Layer(nn.Module):
         x_bth = x_bth + self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
         normed = F.rms_norm(x_bth, (a.hidden_size,), self.mlp_norm, a.norm_eps)
         gate, up = self.gate_up(normed).chunk(2, -1)
-        return x_bth + self.down(F.silu(gate) * up), torch.cat([k, v], 2)
+        return x_bth + self.down(F.silu(gate) * up), k, v
 
     def normalise(self, qk: Tensor) -> Tensor:
         """Qwen3's norm of every query and key head, with one gain for queries and one for keys."""
@@ -170,9 +170,9 @@ class NativePolicy(LanguagePolicy):
         x_bth = F.embedding(input_bt, self.embedding)
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x_bth, _ = checkpoint(layer, x_bth, rotary, use_reentrant=False)
+                x_bth, *_ = checkpoint(layer, x_bth, rotary, use_reentrant=False)
             else:
-                x_bth, _ = layer(x_bth, rotary)
+                x_bth, *_ = layer(x_bth, rotary)
         return self.final_norm(x_bth)
 
     def project(self, features_nh: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class NativePolicy(LanguagePolicy):
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotary position embedding in transformers' half-split layout; `x` [..., heads, d]."""
-    return torch.addcmul(x * rotary.cos, x.roll(x.shape[-1] // 2, -1), rotary.sin)
+    return x * rotary.cos + x.roll(x.shape[-1] // 2, -1) * rotary.sin
 
 
 def _parts(linear: nn.Linear, names: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
@@ -235,81 +235,98 @@ class NativeDecoding:
     """Sequences in lock-step: one column of the cache a step, prompts aligned at their ends.
 
     The prompts are read padded on the right, where the causal mask is all that is needed; then each one's keys and
-    values are moved so that all end in the same column. From there on every step writes one slice.
+    values are moved so that all end in the same column. From there on every step writes one column. Suffixes: k
+    sequences x kv heads, g query heads of one kv head, c columns.
     """
 
     def __init__(self, policy: NativePolicy, prompts: Sequence[Sequence[int]], capacity: int) -> None:
         self.policy = policy
         tokens_bt, length_b = pad_right(prompts, policy.device)
-        self.column = tokens_bt.shape[1]
+        self._column = self._first_column = tokens_bt.shape[1]
         with torch.inference_mode():
             self._weights = [_weights(layer) for layer in policy.layers]
             self._position(length_b, capacity)
             self.logits_ba = self._prefill(tokens_bt, length_b, capacity)
 
     def _position(self, length_b: Tensor, capacity: int) -> None:
-        """Rotations [capacity, B, 1, d] of the steps to come, and what hides the padding, [B, 1, 1, columns]."""
+        """Rotations [capacity, B, 1, d] of the steps to come, and what hides the padding, [B x kv heads, 1, C]."""
         position_sb = torch.arange(capacity, device=length_b.device)[:, None] + length_b
-        table = self.policy.rotary(self.column + capacity)
+        table = self.policy.rotary(self._column + capacity)
         self._cos, self._sin = table.cos[position_sb], table.sin[position_sb]
-        self._first_column = self.column
-        missing_b = self.column - length_b
-        self._mask: Tensor | None = None
+        missing_b = self._column - length_b
+        self._mask_k1c: Tensor | None = None
         if int(missing_b.max()) > 0:
-            hidden_bc = torch.arange(self.column + capacity, device=length_b.device) < missing_b[:, None]
-            mask = torch.zeros(hidden_bc.shape, dtype=self.policy.dtype, device=length_b.device)
-            self._mask = mask.masked_fill(hidden_bc, float("-inf"))[:, None, None]
+            hidden_bc = torch.arange(self._column + capacity, device=length_b.device) < missing_b[:, None]
+            mask_bc = torch.zeros(hidden_bc.shape, dtype=self.policy.dtype, device=length_b.device)
+            mask_bc = mask_bc.masked_fill(hidden_bc, float("-inf"))
+            self._mask_k1c = mask_bc.repeat_interleave(self.policy.a.n_kv_heads, 0)[:, None]
 
     def _prefill(self, tokens_bt: Tensor, length_b: Tensor, capacity: int) -> Tensor:
         policy, (batch, length) = self.policy, tokens_bt.shape
-        a, rotary = policy.a, policy.rotary(length)
-        shift = (torch.arange(length, device=length_b.device) - (length - length_b)[:, None]) % length
-        index = shift[:, None, :, None].expand(batch, 2 * a.n_kv_heads, length, a.head_dim)
+        rotary = policy.rotary(length)
+        source_bt = (torch.arange(length, device=length_b.device) - (length - length_b)[:, None]) % length
         x_bth = F.embedding(tokens_bt, policy.embedding)
-        self._cache: list[Tensor] = []
+        self._cache: list[tuple[Tensor, Tensor]] = []
         for layer in policy.layers:
-            x_bth, kv = layer(x_bth, rotary)
-            cache = x_bth.new_empty(batch, 2 * a.n_kv_heads, length + capacity, a.head_dim)
-            kv = kv.transpose(1, 2)
-            cache[:, :, :length] = kv if self._mask is None else kv.gather(2, index)
-            self._cache.append(cache)
-        last = x_bth[torch.arange(batch, device=length_b.device), length_b - 1]
-        return policy.project(policy.final_norm(last))
+            x_bth, keys, values = layer(x_bth, rotary)
+            self._cache.append((_column_cache(keys, source_bt, capacity), _column_cache(values, source_bt, capacity)))
+        last_bh = x_bth[torch.arange(batch, device=length_b.device), length_b - 1]
+        return policy.project(policy.final_norm(last_bh))
 
     @torch.inference_mode()
     def step(self, token_b: Tensor) -> Tensor:
-        policy, a, column = self.policy, self.policy.a, self.column
+        policy, a, column = self.policy, self.policy.a, self._column
         cos, sin = self._cos[column - self._first_column], self._sin[column - self._first_column]
-        mask = None if self._mask is None else self._mask[..., :column + 1]
+        mask = None if self._mask_k1c is None else self._mask_k1c[..., :column + 1]
         batch, n_rotated, width = len(token_b), a.n_heads + a.n_kv_heads, (a.hidden_size,)
-        grouped = (batch, a.n_kv_heads, a.n_groups, a.head_dim)
         x = F.embedding(token_b, policy.embedding)
-        for w, cache in zip(self._weights, self._cache, strict=True):
+        for w, (keys, values) in zip(self._weights, self._cache, strict=True):
             normed = F.rms_norm(x, width, w.attention_norm, a.norm_eps)
             heads = F.linear(normed, w.qkv, w.qkv_bias).view(batch, -1, a.head_dim)
             qk = heads[:, :n_rotated]
             if w.qk_gain is not None:
                 qk = F.rms_norm(qk, (a.head_dim,), None, a.norm_eps).mul_(w.qk_gain)
             qk = torch.addcmul(qk * cos, qk.roll(a.head_dim // 2, -1), sin)
-            cache[:, :a.n_kv_heads, column] = qk[:, a.n_heads:]
-            cache[:, a.n_kv_heads:, column] = heads[:, n_rotated:]
-            mixed = F.scaled_dot_product_attention(
-                qk[:, :a.n_heads].view(grouped), cache[:, :a.n_kv_heads, :column + 1],
-                cache[:, a.n_kv_heads:, :column + 1], mask)
-            x = _add_linear(x, mixed.reshape(batch, -1), w.out, w.out_bias)
+            keys.select(1, column).view(batch, -1, a.head_dim).copy_(qk[:, a.n_heads:])
+            values.select(1, column).view(batch, -1, a.head_dim).copy_(heads[:, n_rotated:])
+            q_kgd = qk[:, :a.n_heads].reshape(-1, a.n_groups, a.head_dim)
+            mixed = _attend(q_kgd, keys[:, :column + 1], values[:, :column + 1], mask).view(batch, -1)
+            x = _add_linear(x, mixed, w.out, w.out_bias)
             normed = F.rms_norm(x, width, w.mlp_norm, a.norm_eps)
             gate, up = F.linear(normed, w.gate_up, w.gate_up_bias).chunk(2, -1)
             x = _add_linear(x, F.silu(gate).mul_(up), w.down, w.down_bias)
-        self.column = column + 1
+        self._column = column + 1
         self.logits_ba = policy.project(policy.final_norm(x))
         return self.logits_ba
 
     @torch.inference_mode()
     def keep(self, index_b: Tensor) -> None:
-        self._cache = [cache[index_b] for cache in self._cache]
+        heads = torch.arange(self.policy.a.n_kv_heads, device=index_b.device)
+        index_k = (index_b[:, None] * len(heads) + heads).flatten()
+        self._cache = [(keys[index_k], values[index_k]) for keys, values in self._cache]
         self._cos, self._sin = self._cos[:, index_b], self._sin[:, index_b]
-        self._mask = None if self._mask is None else self._mask[index_b]
+        self._mask_k1c = None if self._mask_k1c is None else self._mask_k1c[index_k]
         self.logits_ba = self.logits_ba[index_b]
+
+
+def _column_cache(heads_btkd: Tensor, source_bt: Tensor, capacity: int) -> Tensor:
+    """Keys or values [B, T, kv heads, d] as a cache [B x kv heads, T + capacity, d], column t filled from `source_bt`."""
+    batch, length, n_heads, size = heads_btkd.shape
+    cache = heads_btkd.new_empty(batch * n_heads, length + capacity, size)
+    aligned = heads_btkd.gather(1, source_bt[:, :, None, None].expand(heads_btkd.shape))
+    cache.view(batch, n_heads, length + capacity, size)[:, :, :length] = aligned.transpose(1, 2)
+    return cache
+
+
+def _attend(q_kgd: Tensor, keys_kcd: Tensor, values_kcd: Tensor, mask_k1c: Tensor | None) -> Tensor:
+    """What one query a sequence reads from the cache, [K, G, d]."""
+    if q_kgd.device.type == "cpu" and q_kgd.dtype in (torch.float32, torch.float64):
+        # For a query of one token two products and a softmax are a third faster than the fused kernel.
+        start, beta = (q_kgd.new_zeros(()), 0) if mask_k1c is None else (mask_k1c, 1)
+        scores = torch.baddbmm(start, q_kgd, keys_kcd.transpose(1, 2), beta=beta, alpha=q_kgd.shape[-1] ** -0.5)
+        return torch.bmm(scores.softmax(-1), values_kcd)
+    mask = None if mask_k1c is None else mask_k1c[None]
+    return F.scaled_dot_product_attention(q_kgd[None], keys_kcd[None], values_kcd[None], mask)[0]
 
 
 class _Weights(NamedTuple):

@@ -93,6 +93,10 @@ class LanguageWorld:
                    for example, completion in zip(examples, completions, strict=True)]
         return self._rollouts(indices, torch.arange(n) + first, prompts, completions)
 
+    def separable(self, rollouts: Rollouts) -> Rollouts:
+        """Whole trajectories: a state is a prefix."""
+        return rollouts
+
     @torch.no_grad()
     def teacher_features(self, rollouts: Rollouts) -> Tensor:
         """See `opdbench.world.World`; zero beyond each length, on the teacher's device."""

@@ -73,7 +73,9 @@ class Environments:
         """Episode numbers [N], steps [N], actions [N, longest] of the running episodes, and observations [N, ...]."""
         step_n = self.simulators.step_n[:self.n]
         longest = int(step_n.max(initial=0))
-        arrays = {"episode": self._episode_n, "step": step_n, "action": self._action_nt[:, :longest],
+        # Beyond its length a row still holds an earlier episode's actions; a state says nothing but what it means.
+        action_nt = np.where(np.arange(longest) < step_n[:, None], self._action_nt[:, :longest], 0)
+        arrays = {"episode": self._episode_n, "step": step_n, "action": action_nt,
                   "observation": self.observation_n}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 

@@ -82,6 +82,9 @@ class Architecture:
 class ControlPolicy(Policy):
     """Perceptron policy; states are independent of each other, so time is just another batch dimension."""
 
+    observation_mean: Tensor
+    observation_scale: Tensor
+
     def __init__(self, architecture: Architecture, *, generator: Generator | None = None) -> None:
         """Args: generator: draws the initial weights; None leaves them zero, for loading."""
         super().__init__()
@@ -126,7 +129,7 @@ class ControlPolicy(Policy):
         return x
 
     def project(self, features_nh: Tensor) -> Tensor:
-        logits_na = self.head(features_nh)
+        logits_na: Tensor = self.head(features_nh)
         return logits_na if logits_na.dtype.itemsize >= 4 else logits_na.float()
 
     def forward_flops(self, n_states: int, context: float) -> float:
@@ -179,8 +182,9 @@ class ControlPolicy(Policy):
         """
         mine = (tuple(self.architecture.observation_shape), self.n_actions)
         if mine != (tuple(observation_shape), n_actions):
-            raise UserError(f"{where}: the policy is for observations {mine[0]} and {mine[1]} actions, the task has "
-                            f"{tuple(observation_shape)} and {n_actions}", "pass a policy that was trained on this task")
+            raise UserError(f"{where}: the policy is for observations {mine[0]} and {mine[1]} actions, "
+                            f"the environment has {tuple(observation_shape)} and {n_actions}",
+                            "pass a policy that was trained on this task")
 
 
 _COPY_AGAIN = "copy or export the policy folder again"
@@ -188,8 +192,7 @@ _COPY_AGAIN = "copy or export the policy folder again"
 
 def _linear(inputs: int, outputs: int, *, gain: float, generator: Generator | None) -> nn.Linear:
     # skip_init: nn.Linear would otherwise draw from (and move) the global random state.
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    assert isinstance(layer, nn.Linear)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         layer.bias.zero_()
         if generator is None:

@@ -1,8 +1,8 @@
 """Read policies that Stable-Baselines3 saved, without running what is in the file.
 
-An SB3 .zip holds policy.pth, which torch reads as bare tensors (`weights_only`), and `data`, a JSON text in which whatever
-JSON cannot hold is a base64 pickle. A pickle can run any code when it is read, so those parts are never decoded: the
-architecture is taken from the tensors' shapes, and the activation from the plain text.
+An SB3 .zip holds policy.pth, which torch reads as bare tensors (`weights_only`), and `data`, a JSON text in which
+whatever JSON cannot hold is a base64 pickle. A pickle can run any code when it is read, so those parts are never
+decoded: the architecture is taken from the tensors' shapes, and the activation from the plain text.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = 
     activation = activation or _stated_activation(data)
     if activation is None:
         raise UserError(f"{path} does not say in plain text which activation its network has",
-                        f"state the one it was trained with: --teacher {path}#tanh or {path}#relu (SB3's defaults: tanh "
-                        "for PPO and A2C, relu for DQN)")
+                        f"state the one it was trained with: --teacher {path}#tanh or {path}#relu "
+                        "(SB3's defaults: tanh for PPO and A2C, relu for DQN)")
     try:
         _check_actions(data)
         return policy_from_tensors(tensors, observation_shape=_observation_shape(data), activation=activation)
@@ -132,7 +132,8 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
         # What the directory states may be a lie, so no more than the limit is unpacked either way.
         content = member.read(MAX_MEMBER_BYTES + 1) if stated <= MAX_MEMBER_BYTES else None
     if content is None or len(content) > MAX_MEMBER_BYTES:
-        raise UserError(f"{name} in {path} unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB, which no control policy does")
+        raise UserError(f"{name} in {path} unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB, "
+                        "which no control policy does")
     return content
 
 
@@ -145,7 +146,8 @@ def _read_tensors(path: Path, weights: bytes, trust_pickle: bool) -> dict[str, T
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UserError(f"policy.pth in {path} cannot be read: {error}", "copy or save the file again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"policy.pth in {path} is not a dictionary of tensors", "save the model again with `model.save`")
+        raise UserError(f"policy.pth in {path} is not a dictionary of tensors",
+                        "save the model again with `model.save`")
     return tensors
 
 

@@ -188,7 +188,7 @@ def make_simulators(task: ControlTask) -> Simulators:
 
 
 def _is_plain_cartpole(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether `env` is CartPole-v1 with its default rules, under nothing but the wrappers that `gymnasium.make` adds."""
+    """Whether `env` is CartPole-v1 with its default rules, under no wrappers but those of `gymnasium.make`."""
     from gymnasium.envs.classic_control import CartPoleEnv
     from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
@@ -211,6 +211,6 @@ def _spaces(env: gymnasium.Env[Any, Any], name: str) -> tuple[tuple[int, ...], n
         raise UserError(f"environment {name} has observations of kind {type(seen).__name__}, not an array",
                         "wrap it in gymnasium.wrappers.FlattenObservation in the task's `make`")
     if not isinstance(actions, Discrete) or actions.start != 0:
-        raise UserError(f"environment {name} has actions {actions}; only Discrete actions that begin at 0 are supported",
+        raise UserError(f"environment {name} has actions {actions}; only Discrete ones that begin at 0 are supported",
                         "choose a task with discrete actions, or wrap its actions in the task's `make`")
     return tuple(seen.shape), seen.dtype, int(actions.n)

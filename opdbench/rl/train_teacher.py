@@ -75,11 +75,10 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     """
     recipe = _recipe(task)
     steps = recipe.steps if steps is None else steps
+    out_folder = out_folder.resolve()
     work = out_folder.with_name(out_folder.name + ".training")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
+    _claim(out_folder, "manifest.json")
+    _claim(work, "identity.json")
     model = _resume_or_start(task, recipe, work, steps, seed)
     if model.num_timesteps < steps:
         model.learn(steps - model.num_timesteps, callback=_checkpointing(work, steps, progress),
@@ -88,6 +87,18 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     manifest = _export(task, recipe, model, out_folder, steps, seed)
     shutil.rmtree(work)
     return manifest
+
+
+def _claim(folder: Path, mark: str) -> None:
+    """Make sure that `folder` may be replaced: it does not exist, is empty, or has the file that shows it to be ours."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        contents = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", "choose another folder with --out") from error
+    if contents and mark not in contents:
+        raise UserError(f"{folder} holds other files, and a teacher's folder is replaced as a whole",
+                        "choose another folder with --out")
 
 
 def _recipe(task: ControlTask) -> TeacherRecipe:
@@ -110,15 +121,19 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
     if checkpoint.exists() and stored.exists() and stored.read_text() == identity:
         # Our own checkpoint of the same command: the one place where SB3's pickles are read.
         return PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
-    shutil.rmtree(work)
-    work.mkdir()
-    stored.write_text(identity)
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir()
+        stored.write_text(identity)
+    except OSError as error:
+        raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
     return PPO("MlpPolicy", _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
                policy_kwargs={"net_arch": list(recipe.hidden)}, seed=seed, device="cpu", **recipe.ppo)
 
 
 def _falling(start: float) -> Callable[[float], float]:
-    return lambda remaining: start * remaining
+    # The last rollout may pass the planned number of steps, where what remains is negative.
+    return lambda remaining: start * max(0.0, remaining)
 
 
 def _training_env(task: ControlTask, recipe: TeacherRecipe, work: Path, seed: int) -> VecEnv:
@@ -198,6 +213,7 @@ def _control_policy(model: PPO) -> ControlPolicy:
     normalization = None
     if normalize is not None:
         statistics = normalize.obs_rms
+        assert not isinstance(statistics, dict)  # which it is for dictionaries of observations only
         normalization = Normalization.from_moments(statistics.mean, statistics.var, normalize.epsilon,
                                                    clip=normalize.clip_obs)
     return policy_from_tensors(model.policy.state_dict(), observation_shape=model.observation_space.shape,

@@ -178,7 +178,7 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
 
 
 def fresh_student(task: ControlTask, seed: int) -> ControlPolicy:
-    """The starting student of a task that ships none: a network of `student_hidden`, initialised from the run's seed."""
+    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed."""
     simulators = make_simulators(task)
     architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden))
     return ControlPolicy(architecture, generator=seeds.generator(seed, "student"))

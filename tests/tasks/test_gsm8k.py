@@ -157,8 +157,9 @@ def test_local_data_in_every_form_is_the_same_task(
     import pyarrow
 
     (tmp_path / "main").mkdir()  # as the hub lays it out, train in two shards
-    for name, rows in (("test-00000-of-00001", _rows(folder, "test")), ("train-00000-of-00002", _rows(folder, "train")[:4000]),
-                       ("train-00001-of-00002", _rows(folder, "train")[4000:])):
+    train, test = _rows(folder, "train"), _rows(folder, "test")
+    for name, rows in (("test-00000-of-00001", test), ("train-00000-of-00002", train[:4000]),
+                       ("train-00001-of-00002", train[4000:])):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "main" / f"{name}.parquet")
     assert GSM8K(data=str(tmp_path)).checksum() == checksum
 
@@ -172,7 +173,8 @@ def test_hub_data_is_read_from_its_cache(real: GSM8K, hub_cache: Path) -> None:
     (hub_cache / "datasets--openai--gsm8k" / "refs").mkdir()
     (hub_cache / "datasets--openai--gsm8k" / "refs" / "main").write_text("c0ffee")
     for split in ("train", "test"):
-        parquet.write_table(pyarrow.Table.from_pylist(_rows(Path(real.data), split)), main / f"{split}-00000-of-00001.parquet")
+        table = pyarrow.Table.from_pylist(_rows(Path(real.data), split))
+        parquet.write_table(table, main / f"{split}-00000-of-00001.parquet")
     assert GSM8K().checksum() == real.checksum()
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from opdbench.actors import Mixture
 from opdbench.context import Context
 from opdbench.distiller import Distiller, Loss, Needs
 from opdbench.divergences import reverse_kl
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
-from pydantic import Field
 
 
 class HalfHalf(Distiller):

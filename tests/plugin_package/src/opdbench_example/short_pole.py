@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Any, ClassVar
 
 import gymnasium
+
 from opdbench.task import ControlTask
 
 

@@ -44,7 +44,8 @@ class Broken(Counting):
         if self.steps == 3 and self.fault == "raises":
             raise ZeroDivisionError("the pole is gone")
         if self.steps == 3:
-            observation, reward = (observation * np.nan, reward) if self.fault == "observation" else (observation, np.nan)
+            observation = observation * np.nan if self.fault == "observation" else observation
+            reward = np.nan if self.fault == "reward" else reward
         return observation, reward, terminated, truncated, info
 
 

@@ -1,0 +1,1 @@
+"""What is timed: one process for each competitor, driven through pipes by the scripts one folder up."""

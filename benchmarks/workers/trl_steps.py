@@ -1,0 +1,141 @@
+"""TRL's trainers, one step at a time; their own training loop waits between steps.
+
+A step is everything from one `on_step_end` to the next: drawing the batch, generating, scoring, the update, logging at
+the trainer's own interval. Settings are the trainer's defaults except where equal work demands otherwise: float32, no
+gradient checkpointing (a memory saver that costs a second forward pass), sampling at temperature 1 from the whole
+distribution, reverse KL, no early stop.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, Qwen3ForCausalLM, TrainerCallback
+
+from benchmarks import workload
+from benchmarks.pipe import Channel, arguments
+from benchmarks.timing import Parts
+
+ENOUGH_STEPS = 10_000
+
+
+class OnCommand(TrainerCallback):  # type: ignore[misc]
+    """Stops the training loop after every step until the parent asks for the next."""
+
+    def __init__(self, channel: Channel, parts: Parts, about: dict[str, Any], counts: dict[str, Any]) -> None:
+        self.channel, self.parts, self.about, self.counts = channel, parts, about, counts
+        self.start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.channel.send(self.about)
+        self._wait(control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.channel.send({"cpu": self.parts.clock() - self.start, "parts": self.parts.pop(), **self.counts,
+                           "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+        self._wait(control)
+
+    def _wait(self, control: Any) -> None:
+        control.should_training_stop = not self.channel.wait()
+        self.parts.pop()
+        self.start = self.parts.clock()
+
+
+def common(work: workload.Workload, output: str, device: str, dtype: str) -> dict[str, Any]:
+    """Settings that both trainers share."""
+    return {"output_dir": output, "per_device_train_batch_size": work.batch, "max_steps": ENOUGH_STEPS,
+            "learning_rate": work.lr, "report_to": [], "save_strategy": "no", "use_cpu": device == "cpu",
+            "bf16": dtype == "bfloat16", "disable_tqdm": True, "dataloader_num_workers": 0, "temperature": 1.0,
+            "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
+
+
+def distillation(models: dict[str, Any], work: workload.Workload, rows: list[Any], settings: dict[str, Any],
+                 callback: OnCommand) -> Any:
+    """trl.DistillationTrainer, its stable trainer."""
+    from trl import DistillationConfig, DistillationTrainer
+
+    config = DistillationConfig(**settings, beta=1.0, max_completion_length=work.new,
+                                generation_kwargs={"min_new_tokens": work.new})
+    return DistillationTrainer(model=models["student"], teacher_model=models["teacher"], args=config,
+                               train_dataset=Dataset.from_list([{"prompt": row} for row in rows]),
+                               processing_class=models["tokenizer"], callbacks=[callback])
+
+
+def gkd(models: dict[str, Any], work: workload.Workload, rows: list[Any], settings: dict[str, Any],
+        callback: OnCommand) -> Any:
+    """trl.experimental.gkd.GKDTrainer. It reads, pads and discards a reference answer, here one of about equal length."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    answer = {"role": "assistant", "content": " ".join("abcdefgh"[i % 8] for i in range(work.new // 2))}
+    config = GKDConfig(**settings, lmbda=1.0, beta=1.0, max_new_tokens=work.new, max_length=2 * (work.prompt + work.new))
+    trainer = GKDTrainer(model=models["student"], teacher_model=models["teacher"], args=config,
+                         train_dataset=Dataset.from_list([{"messages": [*row, answer]} for row in rows]),
+                         processing_class=models["tokenizer"], callbacks=[callback])
+    trainer.generation_config.min_new_tokens = work.new
+    return trainer
+
+
+TRAINERS = {"DistillationTrainer": distillation, "GKDTrainer": gkd}
+
+
+def watch(trainer: Any, models: dict[str, Any], work: workload.Workload, parts: Parts, counts: dict[str, Any]) -> None:
+    """Charge the trainer's stages to generation, teacher and student, and note loss and number of new tokens."""
+    parts.wrap(models["student"], "generate", "generation")
+    parts.wrap(models["teacher"], "forward", "teacher")
+    parts.wrap(models["teacher"].model, "forward", "teacher")  # DistillationTrainer calls the backbone alone
+    if hasattr(trainer, "_generate_and_score_completions"):
+        parts.wrap(trainer, "_generate_and_score_completions", "generation")
+    parts.wrap(trainer, "compute_loss", "student")
+    parts.wrap(trainer.accelerator, "backward", "student")
+    _note(trainer, "compute_loss", lambda loss: counts.update(loss=float(loss.detach())))
+    _note(models["student"], "generate", lambda out: counts.update(tokens=_new_tokens(out, work)))
+
+
+def _new_tokens(output: Any, work: workload.Workload) -> int:
+    batch, length = getattr(output, "sequences", output).shape
+    return int(batch * (length - work.prompt))
+
+
+def _note(owner: Any, name: str, note: Any) -> None:
+    inner = getattr(owner, name)
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        note(result)
+        return result
+
+    owner.__dict__[name] = noted
+
+
+def main() -> None:
+    import transformers
+    import trl
+
+    channel, given = Channel(), arguments()
+    torch.set_num_threads(1)
+    folder, name = Path(given["folder"]), given["trainer"]
+    work = workload.read(folder).with_batch(given["batch"])
+    dtype = getattr(torch, given["dtype"])
+    models: dict[str, Any] = {role: Qwen3ForCausalLM.from_pretrained(folder / role, dtype=dtype).to(given["device"])
+                              for role in ("student", "teacher")}
+    models["tokenizer"] = AutoTokenizer.from_pretrained(folder / "student")
+    rows = workload.prompts(models["tokenizer"], work.prompt, max(256, work.batch))
+    about = {"name": name, "version": f"trl {trl.__version__}, transformers {transformers.__version__}, "
+                                      f"torch {torch.__version__}"}
+    counts: dict[str, Any] = {}
+    parts = Parts()
+    with tempfile.TemporaryDirectory() as output:
+        trainer = TRAINERS[name](models, work, rows, common(work, output, given["device"], given["dtype"]),
+                                 OnCommand(channel, parts, about, counts))
+        watch(trainer, models, work, parts, counts)
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()
