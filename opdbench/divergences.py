@@ -22,6 +22,8 @@ from torch import Tensor
 
 from opdbench.distributions import Categorical, xlogy
 
+_LOWEST = -1e30  # a log-probability that is finite in float32, and exactly zero as a probability
+
 
 def forward_kl(teacher: Categorical, student: Categorical) -> Tensor:
     """KL(p || q) [N], mean-covering; its gradient equals the cross-entropy's with the teacher as soft label."""
@@ -41,8 +43,9 @@ def generalized_jsd(teacher: Categorical, student: Categorical, beta: float) -> 
     """
     if not 0 < beta < 1:
         raise ValueError(f"JSD(beta) is zero at beta = {beta}; use forward_kl or reverse_kl")
-    logm_na = torch.logaddexp(teacher.logp_na + math.log(beta), student.logp_na + math.log1p(-beta))
-    return beta * _kl(teacher.logp_na, logm_na) + (1 - beta) * _kl(student.logp_na, logm_na)
+    # Where both rule an action out, logaddexp(-inf, -inf) has a NaN gradient: the teacher's side is kept finite.
+    from_teacher_na = (teacher.logp_na + math.log(beta)).clamp_(min=_LOWEST)
+    return _divergence(partial(_generalized_jsd, beta=beta), teacher, student)
 
 
 def negative_log_likelihood(student: Categorical, action_n: Tensor) -> Tensor:
@@ -50,6 +53,52 @@ def negative_log_likelihood(student: Categorical, action_n: Tensor) -> Tensor:
     return -student.logp(action_n)
 
 
-def _kl(logp_na: Tensor, logq_na: Tensor) -> Tensor:
+def _forward_kl(logp_na: Tensor, logq_na: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradient is q - p."""
     p_na = logp_na.exp()
-    return xlogy(p_na, logp_na - logq_na).sum(-1)
+    value_n = _log_ratio(logp_na, logq_na, p_na).mul_(p_na).sum(-1)
+    return value_n, logq_na.exp().sub_(p_na) if with_gradient else None
+
+
+def _reverse_kl(logp_na: Tensor, logq_na: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The gradient is q (log q - log p - KL)."""
+    q_na = logq_na.exp()
+    term_na = _log_ratio(logq_na, logp_na, q_na).mul_(q_na)
+    value_n = term_na.sum(-1)
+    return value_n, term_na.addcmul_(q_na, value_n[:, None], value=-1) if with_gradient else None
+
+
+def _generalized_jsd(logp_na: Tensor, logq_na: Tensor, with_gradient: bool, *, beta: float
+                     ) -> tuple[Tensor, Tensor | None]:
+    """The gradient is (1 - beta) q (log q - log m - KL(q || m)): what m moves cancels between the two terms."""
+    logm_na = torch.logaddexp(logp_na + math.log(beta), logq_na + math.log1p(-beta))
+    teacher_n, _ = _forward_kl(logp_na, logm_na, False)
+    student_n, gradient_na = _reverse_kl(logm_na, logq_na, with_gradient)
+    return beta * teacher_n + (1 - beta) * student_n, gradient_na.mul_(1 - beta) if gradient_na is not None else None
+
+
+def _log_ratio(logp_na: Tensor, logq_na: Tensor, p_na: Tensor) -> Tensor:
+    """log p - log q, and 0 where p = 0, so that impossible actions cannot make a NaN."""
+    return (logp_na - logq_na).masked_fill_(p_na == 0, 0.0)
+
+
+def _divergence(closed_form: ClosedForm, teacher: Categorical, student: Categorical) -> Tensor:
+    if teacher.logits_na.requires_grad and torch.is_grad_enabled():
+        raise ValueError("divergences are differentiable in the student only; detach the teacher")
+    return _ClosedForm.apply(student.logits_na, student.logp_na.detach(), teacher.logp_na, closed_form)
+
+
+class _ClosedForm(torch.autograd.Function):
+    """A divergence with its gradient in the student's logits, computed in one go."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_na: Tensor, logq_na: Tensor, logp_na: Tensor, closed_form: ClosedForm) -> Tensor:
+        value_n, gradient_na = closed_form(logp_na, logq_na, ctx.needs_input_grad[0])
+        ctx.save_for_backward(gradient_na)
+        return value_n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_n: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_na,) = ctx.saved_tensors
+        return gradient_na * gradient_n[:, None], None, None, None

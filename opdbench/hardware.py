@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 GIB = 2**30
+# How many GPUs the training loop can use together. `auto` does not choose a profile that wants more; raise this when
+# the loop shards its models.
+USABLE_GPUS = 1
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,15 @@ def load(name: str) -> Profile:
 
 
 def choose(name: str = AUTO, machine: Machine | None = None) -> Choice:
-    """The profile that was asked for, or for "auto" the largest one that this machine satisfies."""
+    """The profile that was asked for, or for "auto" the largest one that this machine and the loop satisfy."""
     if name != AUTO:
         return Choice(load(name), "asked for")
     machine = machine or probe()
     torch_without_cuda = "" if not machine.gpus else torch_cuda_problem()
     if torch_without_cuda:
         machine = Machine(machine.cpu, machine.cores, machine.memory_gib, (), machine.platform)
-    profile = [candidate for candidate in profiles() if candidate.fits(machine)][-1]
+    usable = [candidate for candidate in profiles() if candidate.gpus <= USABLE_GPUS]
+    profile = [candidate for candidate in usable if candidate.fits(machine)][-1]
     return Choice(profile, torch_without_cuda or _reason(profile, machine))
 
 
@@ -156,7 +160,8 @@ def _reason(profile: Profile, machine: Machine) -> str:
     here = f"{len(machine.gpus)} {_plural(len(machine.gpus), 'GPU')} ({largest.name}, {largest.memory_gib:.0f} GiB)"
     if profile.gpus == 0:
         return f"{here} found, which is less than any GPU profile asks for"
-    return f"{here} found: {profile.name} is the largest profile that fits"
+    use = f" found, of which a run uses {USABLE_GPUS}" if len(machine.gpus) > USABLE_GPUS else " found"
+    return f"{here}{use}: {profile.name} is the largest profile that fits"
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -40,24 +40,25 @@ def snapshot(reference: str, *, kind: Kind, allow: Sequence[str], ignore: Sequen
         folder = huggingface_hub.snapshot_download(match["repo"], repo_type=kind, revision=match["revision"],
                                                    allow_patterns=list(allow), ignore_patterns=list(ignore))
     except errors.GatedRepoError as error:
-        raise _failure(match, kind, "its licence must first be accepted on the hub", instead) from error
+        raise _failure(match, kind, "and its licence must first be accepted on the hub", instead) from error
     except errors.RepositoryNotFoundError as error:
-        raise _failure(match, kind, "is not on the hub either (or is private there)", instead) from error
+        raise _failure(match, kind, "and is not on the hub (or is private there)", instead) from error
     except errors.RevisionNotFoundError as error:
-        raise _failure(match, kind, f"the hub has no revision {match['revision']!r} of it", instead) from error
+        raise _failure(match, kind, f"and the hub has no revision {match['revision']!r} of it", instead) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise _failure(match, kind, "is not in the hub's cache, and the hub cannot be reached", instead) from error
+        why = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise _failure(match, kind, f"is not in the hub's cache, and {why}", instead) from error
     # A broken connection, a full disk, a cache that cannot be written. HTTPError is the root of the errors of whichever
     # HTTP client this version of the hub library uses.
     except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
-        raise _failure(match, kind, f"its download failed ({_first_line(error)})", instead) from error
+        raise _failure(match, kind, f"and its download failed ({_first_line(error)})", instead) from error
     return Path(folder)
 
 
 def _failure(match: re.Match[str], kind: Kind, what: str, instead: str) -> UserError:
     flags = ("--repo-type dataset " if kind == "dataset" else "") + match["repo"]
     flags += f" --revision {match['revision']}" if match["revision"] else ""
-    return UserError(f"{kind} {match['repo']} is not a folder here, and {what}",
+    return UserError(f"{kind} {match['repo']} is not a folder here, {what}",
                      f"`hf download {flags}` where there is network, or {instead}")
 
 

@@ -20,7 +20,7 @@ class Ledger:
     Attributes:
         steps: rounds of collect and update; updates: optimizer steps.
         student_tokens, teacher_tokens: actions that each chose (tokens, or environment steps).
-        environment_tokens: inputs that nobody chose inside rollouts (prompts and environment turns), read once each.
+        given_tokens: inputs of rollouts that nobody chose: prompts and environment turns, read once each.
         teacher_scored: states whose distribution, or part of it, the teacher was asked for.
         trained_rows: rows that went through a loss.
         flops: analytic, by part: student_rollout, teacher_rollout, teacher_score, student_train.
@@ -31,7 +31,7 @@ class Ledger:
     updates: int = 0
     student_tokens: int = 0
     teacher_tokens: int = 0
-    environment_tokens: int = 0
+    given_tokens: int = 0
     teacher_scored: int = 0
     trained_rows: int = 0
     flops: dict[str, float] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Ledger:
         """Add what a rollout sampled."""
         self.student_tokens += rollouts.count(Source.STUDENT)
         self.teacher_tokens += rollouts.count(Source.TEACHER)
-        self.environment_tokens += int(rollouts.length_b.sum()) - rollouts.n_rows
+        self.given_tokens += int(rollouts.length_b.sum()) - rollouts.n_rows
 
     def add_flops(self, part: str, flops: float) -> None:
         self.flops[part] = self.flops.get(part, 0.0) + flops

@@ -11,16 +11,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from opdbench.context import Context, mean_context
 from opdbench.diagnostics import StepMeter
 from opdbench.distiller import Distiller
 from opdbench.errors import DivergedError
+from opdbench.optimizer import Optimizer
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows, RowTable, row_weights
-from opdbench.schema.spec import Training
 
 
 class Trainer:
@@ -30,8 +29,8 @@ class Trainer:
         self.method = method
         self.ctx = ctx
         modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
-        self.parameters = [parameter for parameter in modules.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, ctx.training)
+        self.optimizer = Optimizer([parameter for parameter in modules.parameters() if parameter.requires_grad],
+                                   ctx.training)
 
     @property
     def finished(self) -> bool:
@@ -61,13 +60,12 @@ class Trainer:
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
-        self._set_learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         weight_n = row_weights(minibatch, self.ctx.training.reduction)
         for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
             self._accumulate(micro, micro_weight_n, meter)
-        self._check_finite(meter.pop_update_loss(), self._clip_gradient(), minibatch)
-        self.optimizer.step()
+        self._check_finite(meter.pop_update_loss(), self.optimizer.clip(), minibatch)
+        self.optimizer.step(self.ctx.step, self.ctx.progress)
         self.ctx.ledger.updates += 1
         self.ctx.ledger.trained_rows += minibatch.n_rows
         flops = self.ctx.student.forward_flops(int(minibatch.length_b.sum()), mean_context(minibatch))
@@ -111,20 +109,11 @@ class Trainer:
         total.backward()
         meter.add_chunk(rows, loss, total)
 
-    def _clip_gradient(self) -> float:
-        limit = self.ctx.training.grad_clip
-        return float(nn.utils.clip_grad_norm_(self.parameters, limit if limit is not None else math.inf))
-
     def _check_finite(self, loss: float, gradient_norm: float, minibatch: Rollouts) -> None:
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
         raise DivergedError(f"step {self.ctx.step + 1}: loss {loss}, gradient norm {gradient_norm} over "
                             f"{minibatch.n_rows} rows; the student keeps its weights from before this update")
-
-    def _set_learning_rate(self) -> None:
-        lr = learning_rate(self.ctx.training, self.ctx.step, self.ctx.progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs besides the recipe."""
@@ -141,16 +130,3 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.ctx.world.load_state_dict(state["world"])
         self.ctx.ledger.__dict__.update(type(self.ctx.ledger).from_dict(state["ledger"]).__dict__)
-
-
-def make_optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.AdamW:
-    """AdamW, fused: one dispatch instead of a dozen a parameter, which counts for small models on a CPU."""
-    return torch.optim.AdamW(parameters, lr=training.lr, betas=(training.adam_beta1, training.adam_beta2),
-                             weight_decay=training.weight_decay, fused=True)
-
-
-def learning_rate(training: Training, step: int, progress: float) -> float:
-    """The learning rate at a step: warm-up, then the schedule over the share of the budget that is spent."""
-    warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
-    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
-    return training.lr * warm * decay[training.schedule]

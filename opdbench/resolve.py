@@ -88,7 +88,8 @@ def resolve(request: Request) -> Plan:
                 "task": task_class.Params, "execution": Execution}
     layers = Layers()
     layers.put("training", _task_training(task_class), "task")
-    layers.put("execution", choice.profile.execution().model_dump(), f"profile {choice.profile.name}")
+    profile_origin = f"profile {choice.profile.name}"
+    layers.put("execution", choice.profile.execution().model_dump(), profile_origin)
     for section, key, value in parse_sets(request.settings, sections):
         layers.put(section, {key: value}, "user")
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
@@ -103,7 +104,9 @@ def resolve(request: Request) -> Plan:
         student=student, budget=budget, training=settled["training"], evaluation=settled["evaluation"],
         seed=request.seed)
     origins = {**layers.origins, "budget": budget_origin,
-               "teacher": "user" if request.teacher else "task", "student": "user" if request.student else "task"}
+               "teacher": "user" if request.teacher else "task" if task.teacher else profile_origin,
+               "student": "user" if request.student else "task" if task.student or student_path is None
+               else profile_origin}
     return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method_class,
                 settled["method"], task, teacher_path, student_path, choice.reason, request)
 

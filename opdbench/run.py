@@ -183,7 +183,7 @@ class _Run:
         record = self.record
         record.status, record.reason = status, reason
         record.gap_recovered = {
-            mode: gap_recovered(before.mean, record.teacher[mode].mean, record.after[mode].mean)
+            mode: gap_recovered(before, record.teacher[mode], record.after[mode])
             for mode, before in record.before.items() if mode in record.teacher and mode in record.after}
         record.times.finished = _now()
         record.times.total_seconds += time.perf_counter() - self.began

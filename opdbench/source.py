@@ -51,8 +51,9 @@ class SourceFile:
             return cls(module, path, _parse(path, path.stat().st_mtime_ns))
         except SyntaxError as error:
             raise SourceError(f"syntax error in {path}, line {error.lineno}: {error.msg}") from error
-        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte
-            raise SourceError(f"{path} cannot be read: {error}") from error
+        # ValueError: not UTF-8, or a null byte; the last two: nested deeper than Python's parser goes.
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            raise SourceError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
 
     @property
     def package(self) -> str:
@@ -138,14 +139,21 @@ def _imports(file: SourceFile, bound: str) -> Iterator[tuple[str, str]]:
     """What the name `bound` was imported as: (module, name in it), the name empty for a whole module."""
     for node in ast.walk(file.tree):
         if isinstance(node, ast.ImportFrom):
-            module = importlib.util.resolve_name("." * node.level + (node.module or ""), file.package)
-            yield from ((module, alias.name) for alias in node.names if (alias.asname or alias.name) == bound)
+            names = [alias.name for alias in node.names if (alias.asname or alias.name) == bound]
+            yield from ((_absolute(node, file), name) for name in names)
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.asname == bound:
                     yield alias.name, ""
                 elif alias.asname is None and alias.name.partition(".")[0] == bound:
                     yield bound, ""
+
+
+def _absolute(node: ast.ImportFrom, file: SourceFile) -> str:
+    try:
+        return importlib.util.resolve_name("." * node.level + (node.module or ""), file.package)
+    except ImportError as error:
+        raise SourceError(f"{file.path}, line {node.lineno}: {error}") from error
 
 
 def _module_or_none(module: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from opdbench.errors import UserError
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
 from opdbench.task import ControlTask, LanguageTask
@@ -17,6 +18,9 @@ def build(plan: Plan) -> World:
     Raises:
         UserError: a model folder is missing, corrupt or does not fit the task; tokenizers that disagree.
     """
+    if (devices := plan.spec.execution.devices) > 1:
+        raise UserError(f"profile {plan.spec.execution.profile} asks for {devices} devices, and training on more than one "
+                        "is not there yet", "choose a profile with one device, such as --profile gpu-80g")
     if isinstance(plan.task, LanguageTask):
         return _language(plan, plan.task)
     if isinstance(plan.task, ControlTask):
@@ -48,11 +52,13 @@ def _control(plan: Plan, task: ControlTask) -> World:
         activation = reference.partition("#")[2] or None
         return load_policy(path, activation=activation, trust_pickle=plan.request.trust_pickle)
 
+    # bfloat16 is for large models: it would round observations, and a small network gains nothing from it.
+    dtype = _dtype("float64" if execution.dtype == "float64" else "float32")
     student = (fresh_student(task, recipe.seed) if plan.student is None
-               else load(plan.student, recipe.student.reference)).to(execution.device, _dtype(execution.dtype))
+               else load(plan.student, recipe.student.reference)).to(execution.device, dtype)
     teacher = None
     if plan.teacher is not None and recipe.teacher is not None:
-        teacher = load(plan.teacher, recipe.teacher.reference).to(execution.device, _dtype(execution.teacher_dtype))
+        teacher = load(plan.teacher, recipe.teacher.reference).to(execution.device, dtype)
     return ControlWorld(task, student, teacher, seed=recipe.seed)
 
 

@@ -90,8 +90,8 @@ class ChainSum(ReasoningTask):
         "min_terms": 4, "max_terms": 8, "min_digits": 1, "max_digits": 1, "operators": ["+"],
         "allow_parentheses": False, "allow_negation": False}
     recipes: ClassVar[Mapping[Role, Recipe]] = {
-        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=600, batch=128, lr=3e-3),
-        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=200, batch=64, lr=3e-3, problems=1000),
+        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=700, batch=32, lr=6e-3),
+        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=300, batch=32, lr=6e-3, problems=1000),
     }
 
     def problem(self, item: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -117,8 +117,8 @@ class NumberSorting(ReasoningTask):
     settings: ClassVar[Mapping[str, Any]] = {
         "min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 99}
     recipes: ClassVar[Mapping[Role, Recipe]] = {
-        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=600, batch=128, lr=3e-3),
-        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=200, batch=64, lr=3e-3, problems=1000),
+        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=1000, batch=32, lr=6e-3),
+        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=250, batch=32, lr=6e-3, problems=1000),
     }
 
     def problem(self, item: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -129,14 +129,14 @@ class NumberSorting(ReasoningTask):
 
 
 class BaseConversion(ReasoningTask):
-    """Convert a number between bases 2 to 8 by way of ten: `2,1011>5=` gives `1;2;5;11;2r1;0r2:21`.
+    """Convert a number between bases 2 to 9 by way of ten: `2,1011>5=` gives `1;2;5;11;2r1;0r2:21`.
 
     The solution is what is done by hand: Horner's scheme up to the value in base ten, then division by the target
     base with remainders, which are the answer's digits from the last to the first.
     """
 
     name: ClassVar[str] = "base-conversion"
-    summary: ClassVar[str] = "convert a number below 256 between bases 2 to 8, by way of base ten"
+    summary: ClassVar[str] = "convert a number below 128 between bases 2 to 9, by way of base ten"
     protocol: ClassVar[str] = (
         "500 test problems that occur in no other split. An answer is right when the text after the last colon is "
         "exactly the number in the target base. Greedy accuracy is the headline, sampled accuracy (temperature 1, one "
@@ -147,11 +147,11 @@ class BaseConversion(ReasoningTask):
     training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 64}
     budget: ClassVar[Mapping[str, float]] = {"steps": 250}
     generator: ClassVar[str] = "base_conversion"
-    settings: ClassVar[Mapping[str, Any]] = {"min_base": 2, "max_base": 8, "min_value": 10, "max_value": 255}
-    sizes: ClassVar[Mapping[Split, int]] = {"train": 9_000, "validation": 200, "test": 500}  # of 10,332 there are
+    settings: ClassVar[Mapping[str, Any]] = {"min_base": 2, "max_base": 9, "min_value": 10, "max_value": 127}
+    sizes: ClassVar[Mapping[Split, int]] = {"train": 5_000, "validation": 200, "test": 500}  # of 6,608
     recipes: ClassVar[Mapping[Role, Recipe]] = {
-        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=600, batch=128, lr=3e-3),
-        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=200, batch=64, lr=3e-3, problems=1000),
+        "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=1300, batch=32, lr=6e-3),
+        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=400, batch=32, lr=6e-3, problems=1000),
     }
 
     def problem(self, item: Mapping[str, Any]) -> tuple[str, str, str]:

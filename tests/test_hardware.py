@@ -37,10 +37,19 @@ def test_the_five_profiles_are_there_smallest_first_and_valid() -> None:
 
 @pytest.mark.parametrize(("gpus", "chosen"), [
     ([], "cpu-2"), ([Gpu("small", 8.0)], "cpu-2"), ([L4], "gpu-24g"), ([A100], "gpu-80g"), ([H200], "gpu-141g"),
-    ([A100] * 2, "gpu-80g"), ([A100] * 8, "gpu-8x80g"), ([H200] * 8, "gpu-8x80g"), ([L4, A100], "gpu-80g"),
+    ([A100] * 2, "gpu-80g"), ([L4, A100], "gpu-80g"),
 ])
 def test_auto_chooses_the_largest_profile_that_fits(torch_with_cuda: None, gpus: list[Gpu], chosen: str) -> None:
     assert hardware.choose(machine=machine(*gpus)).profile.name == chosen
+
+
+def test_auto_leaves_alone_what_the_loop_cannot_use(
+        torch_with_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = hardware.choose(machine=machine(*[A100] * 8))
+    assert choice.profile.name == "gpu-80g" and "of which a run uses 1" in choice.reason
+    monkeypatch.setattr(hardware, "USABLE_GPUS", 8)
+    assert hardware.choose(machine=machine(*[A100] * 8)).profile.name == "gpu-8x80g"
+    assert hardware.choose(machine=machine(*[H200] * 8)).profile.name == "gpu-8x80g"
 
 
 def test_auto_says_why_in_words(torch_with_cuda: None) -> None:

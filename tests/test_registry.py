@@ -150,6 +150,9 @@ def test_packages_inside_namespace_packages_are_found(install) -> None:
     ("x = 1\n", "bad.zap:Zap", "no class 'Zap'"),
     (method_source(), "bad.nowhere:Zap", "no module 'bad.nowhere'"),
     ("\0", "bad.zap:Zap", "zap.py"),
+    ("from ...far import Zap\n", "bad.zap:Zap", "line 1: attempted relative import"),
+    ("from bad.zap import Zap\n", "bad.zap:Zap", "no class 'Zap'"),
+    ("x = " + "-" * 100_000 + "1\n", "bad.zap:Zap", "zap.py"),
 ])
 def test_a_broken_package_is_listed_with_its_reason_and_hides_no_other(install, source, point, reason) -> None:
     install("bad", {"bad/__init__.py": "", "bad/zap.py": source}, f"[opdbench.methods]\nzap = {point}\n")

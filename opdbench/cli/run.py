@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin
 from opdbench.errors import UsageError
 
@@ -13,13 +14,12 @@ if TYPE_CHECKING:
     from opdbench.resolve import Request
     from opdbench.schema.record import Record
 
-DIVERGED = 1
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", required=True, metavar="M", help="a method (opdbench list methods)")
     parser.add_argument("--task", required=True, metavar="T", help="a task (opdbench list tasks)")
-    parser.add_argument("--profile", default="auto", metavar="NAME", help="a hardware profile; auto looks at the machine")
+    parser.add_argument("--profile", default="auto", metavar="NAME",
+                        help="a hardware profile; auto looks at the machine")
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, metavar="N", help="the run's seed (default 0)")
     seeds.add_argument("--seeds", metavar="A:B", help="one run for each seed from A up to, not including, B")
@@ -30,17 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
     parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id or SB3 zip")
     parser.add_argument("--trust-pickle", action="store_true",
-                        help="unpickle an SB3 zip that needs it; a pickle can run any code, so only from whom you trust")
+                        help="unpickle an SB3 zip that needs it (a pickle can run any code)")
     parser.add_argument("--data", metavar="DIR", help="folder or hub id with the task's data")
     parser.add_argument("--results", default="results", metavar="DIR", help="where records go (default ./results)")
     parser.add_argument("--fresh", action="store_true", help="run again even if this run is finished or under way")
-    parser.add_argument("--dry-run", action="store_true", help="show the resolved plan and its estimated cost; start nothing")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="show the resolved plan and its estimated cost; start nothing")
     add_plugin(parser)
     add_json(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     seeds = _seeds(args)
+    # A misspelt name is answered from the source, before torch is imported.
+    registry.describe("method", args.method, args.plugin)
+    registry.describe("task", args.task, args.plugin)
     if args.dry_run:
         return _dry_run(args, seeds)
     records = [_run(args, seed) for seed in seeds]

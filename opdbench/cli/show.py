@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     with offline():
-        content, text = _find(args)
+        content, as_text = _find(args)
     if args.json:
-        print_json(content())
+        print_json(content)
     else:
-        print(text())
+        print(as_text(content))
     return 0
 
 
@@ -59,27 +59,21 @@ def offline() -> Iterator[None]:
             os.environ[OFFLINE] = before
 
 
-Answer = tuple[Callable[[], dict[str, Any]], Callable[[], str]]
-
-
-def _find(args: argparse.Namespace) -> Answer:
-    """What NAME means, as two functions that give it as JSON and as text."""
+def _find(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
+    """What NAME means: its content as JSON values, and the function that makes text of them."""
     name = args.name
-    if _is_path(name):
-        record = _read_record(Path(name).expanduser())
-        return lambda: record.model_dump(mode="json"), lambda: _record_text(record, name)
     kinds = registry.kinds_of(name, args.plugin)
     if len(kinds) > 1:
         raise UserError(f"{name!r} is both a method and a task", "rename the plugin's")
     if kinds == ["method"]:
-        method = method_content(name, args.plugin)
-        return lambda: method, lambda: _method_text(method)
+        return method_content(name, args.plugin), _method_text
     if kinds == ["task"]:
-        task = task_content(name, args.plugin, args.data)
-        return lambda: task, lambda: _task_text(task)
+        return task_content(name, args.plugin, args.data), _task_text
     if name in hardware.names():
-        profile = profile_content(hardware.load(name))
-        return lambda: profile, lambda: _profile_text(profile)
+        return profile_content(hardware.load(name)), _profile_text
+    if name.endswith(".json") or os.sep in name or Path(name).is_dir():
+        record = _read_record(Path(name).expanduser())
+        return record.model_dump(mode="json"), lambda _: _record_text(record, name)
     valid = [*registry.names("method", args.plugin), *registry.names("task", args.plugin), *hardware.names()]
     raise unknown("name", name, valid, see="opdbench list")
 
@@ -281,10 +275,6 @@ def _profile_text(profile: dict[str, Any]) -> str:
     facts = fields([("GPUs", needed), ("models", _pairs(profile["models"])), ("file", profile["path"])])
     settings = fields([(name, str(value)) for name, value in profile["execution"].items()])
     return "\n\n".join([bold(profile["name"]) + "  " + profile["summary"], facts, settings])
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith(".json") or os.sep in name or Path(name).is_dir()
 
 
 def _read_record(path: Path) -> Any:

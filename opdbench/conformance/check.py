@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
+from opdbench.errors import UserError
+
 
 class Check(NamedTuple):
     """A verdict. A check that does not apply passes, and its message begins with "skipped: " and says why."""
@@ -37,6 +39,8 @@ def judge(name: str, check: Callable[[], object]) -> Check:
         return Check(name, False, str(error))
     except Skipped as reason:
         return Check(name, True, f"skipped: {reason}")
+    except UserError as error:
+        return Check(name, False, str(error).replace("\n  fix: ", "; "))
     except Exception as error:
         return Check(name, False, f"{type(error).__name__}: {_first_line(error)} ({_place(error)})")
     return Check(name, True)

@@ -43,11 +43,11 @@ class Tables:
 
     @property
     def n_states(self) -> int:
-        return self.next_sa.shape[0]
+        return len(self.next_sa)
 
     @property
     def n_actions(self) -> int:
-        return self.next_sa.shape[1]
+        return len(self.next_sa[0])
 
 
 def corridor(length: int = 5, horizon: int = 6) -> Tables:
@@ -79,7 +79,9 @@ class TabularEnv(gymnasium.Env[NDArray[np.float32], int]):
         return self._observation(), float(self.tables.reward_sa[place]), bool(self.tables.end_sa[place]), False, {}
 
     def _observation(self) -> NDArray[np.float32]:
-        return np.eye(self.tables.n_states, dtype=np.float32)[self._state]
+        observation = np.zeros(self.tables.n_states, np.float32)
+        observation[self._state] = 1
+        return observation
 
 
 class TabularTask(ControlTask):

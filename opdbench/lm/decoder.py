@@ -1,8 +1,8 @@
 """A native decoder for the Qwen3, Qwen2, Llama and Mistral families, made for few dispatches.
 
 Small models are bound by the number of operations launched, not by arithmetic. So query, key and value are one matrix,
-gate and up are one, and decoding writes into a preallocated cache and never recomputes a prefix. Parameters are stored
-fused; `hf_tensors` gives them their transformers names. Suffixes: b sequences, t tokens, h hidden, d head size.
+and gate and up are one. Parameters are stored fused; `hf_tensors` gives them their transformers names. Writing token
+by token is in `opdbench.lm.decoding`. Suffixes: b sequences, t tokens, h hidden, d head size.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opdbench.lm.architecture import Architecture, rope_frequencies
-from opdbench.lm.checkpoint import dtype_name, read_config, read_weights, write_folder, write_json
-from opdbench.lm.policy import LanguagePolicy, pad_right
+from opdbench.lm.checkpoint import dtype_name, read_config, read_json, read_weights, write_folder, write_json
+from opdbench.lm.policy import Decoding, LanguagePolicy, widen
 from opdbench.lm.tokenizer import Tokenizer
 
 
@@ -176,8 +176,7 @@ class NativePolicy(LanguagePolicy):
         return self.final_norm(x_bth)
 
     def project(self, features_nh: Tensor) -> Tensor:
-        logits_na = F.linear(features_nh, self.output_weight)
-        return logits_na if logits_na.dtype == torch.float64 else logits_na.float()
+        return widen(F.linear(features_nh, self.output_weight))
 
     def final_norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.a.hidden_size,), self.norm, self.a.norm_eps)
@@ -198,7 +197,9 @@ class NativePolicy(LanguagePolicy):
         tables = torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
         return Rotary(*(table.to(device=self.device, dtype=self.dtype) for table in tables))
 
-    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> NativeDecoding:
+    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Decoding:
+        from opdbench.lm.decoding import NativeDecoding
+
         return NativeDecoding(self, prompts, capacity)
 
     def forward_flops(self, n_states: int, context: float) -> float:
@@ -225,134 +226,5 @@ def _parts(linear: nn.Linear, names: Sequence[str], rows: Sequence[int]) -> Iter
 
 
 def _optional_config(folder: Path) -> dict[str, Any]:
-    from opdbench.lm.checkpoint import read_json
-
     path = Path(folder) / "generation_config.json"
     return read_json(path) if path.is_file() else {}
-
-
-class NativeDecoding:
-    """Sequences in lock-step: one column of the cache a step, prompts aligned at their ends.
-
-    The prompts are read padded on the right, where the causal mask is all that is needed; then each one's keys and
-    values are moved so that all end in the same column. From there on every step writes one column. Suffixes: k
-    sequences x kv heads, g query heads of one kv head, c columns.
-    """
-
-    def __init__(self, policy: NativePolicy, prompts: Sequence[Sequence[int]], capacity: int) -> None:
-        self.policy = policy
-        tokens_bt, length_b = pad_right(prompts, policy.device)
-        self._column = self._first_column = tokens_bt.shape[1]
-        with torch.inference_mode():
-            self._weights = [_weights(layer) for layer in policy.layers]
-            self._position(length_b, capacity)
-            self.logits_ba = self._prefill(tokens_bt, length_b, capacity)
-
-    def _position(self, length_b: Tensor, capacity: int) -> None:
-        """Rotations [capacity, B, 1, d] of the steps to come, and what hides the padding, [B x kv heads, 1, C]."""
-        position_sb = torch.arange(capacity, device=length_b.device)[:, None] + length_b
-        table = self.policy.rotary(self._column + capacity)
-        self._cos, self._sin = table.cos[position_sb], table.sin[position_sb]
-        missing_b = self._column - length_b
-        self._mask_k1c: Tensor | None = None
-        if int(missing_b.max()) > 0:
-            hidden_bc = torch.arange(self._column + capacity, device=length_b.device) < missing_b[:, None]
-            mask_bc = torch.zeros(hidden_bc.shape, dtype=self.policy.dtype, device=length_b.device)
-            mask_bc = mask_bc.masked_fill(hidden_bc, float("-inf"))
-            self._mask_k1c = mask_bc.repeat_interleave(self.policy.a.n_kv_heads, 0)[:, None]
-
-    def _prefill(self, tokens_bt: Tensor, length_b: Tensor, capacity: int) -> Tensor:
-        policy, (batch, length) = self.policy, tokens_bt.shape
-        rotary = policy.rotary(length)
-        source_bt = (torch.arange(length, device=length_b.device) - (length - length_b)[:, None]) % length
-        x_bth = F.embedding(tokens_bt, policy.embedding)
-        self._cache: list[tuple[Tensor, Tensor]] = []
-        for layer in policy.layers:
-            x_bth, keys, values = layer(x_bth, rotary)
-            self._cache.append((_column_cache(keys, source_bt, capacity), _column_cache(values, source_bt, capacity)))
-        last_bh = x_bth[torch.arange(batch, device=length_b.device), length_b - 1]
-        return policy.project(policy.final_norm(last_bh))
-
-    @torch.inference_mode()
-    def step(self, token_b: Tensor) -> Tensor:
-        policy, a, column = self.policy, self.policy.a, self._column
-        cos, sin = self._cos[column - self._first_column], self._sin[column - self._first_column]
-        mask = None if self._mask_k1c is None else self._mask_k1c[..., :column + 1]
-        batch, n_rotated, width = len(token_b), a.n_heads + a.n_kv_heads, (a.hidden_size,)
-        x = F.embedding(token_b, policy.embedding)
-        for w, (keys, values) in zip(self._weights, self._cache, strict=True):
-            normed = F.rms_norm(x, width, w.attention_norm, a.norm_eps)
-            heads = F.linear(normed, w.qkv, w.qkv_bias).view(batch, -1, a.head_dim)
-            qk = heads[:, :n_rotated]
-            if w.qk_gain is not None:
-                qk = F.rms_norm(qk, (a.head_dim,), None, a.norm_eps).mul_(w.qk_gain)
-            qk = torch.addcmul(qk * cos, qk.roll(a.head_dim // 2, -1), sin)
-            keys.select(1, column).view(batch, -1, a.head_dim).copy_(qk[:, a.n_heads:])
-            values.select(1, column).view(batch, -1, a.head_dim).copy_(heads[:, n_rotated:])
-            q_kgd = qk[:, :a.n_heads].reshape(-1, a.n_groups, a.head_dim)
-            mixed = _attend(q_kgd, keys[:, :column + 1], values[:, :column + 1], mask).view(batch, -1)
-            x = _add_linear(x, mixed, w.out, w.out_bias)
-            normed = F.rms_norm(x, width, w.mlp_norm, a.norm_eps)
-            gate, up = F.linear(normed, w.gate_up, w.gate_up_bias).chunk(2, -1)
-            x = _add_linear(x, F.silu(gate).mul_(up), w.down, w.down_bias)
-        self._column = column + 1
-        self.logits_ba = policy.project(policy.final_norm(x))
-        return self.logits_ba
-
-    @torch.inference_mode()
-    def keep(self, index_b: Tensor) -> None:
-        heads = torch.arange(self.policy.a.n_kv_heads, device=index_b.device)
-        index_k = (index_b[:, None] * len(heads) + heads).flatten()
-        self._cache = [(keys[index_k], values[index_k]) for keys, values in self._cache]
-        self._cos, self._sin = self._cos[:, index_b], self._sin[:, index_b]
-        self._mask_k1c = None if self._mask_k1c is None else self._mask_k1c[index_k]
-        self.logits_ba = self.logits_ba[index_b]
-
-
-def _column_cache(heads_btkd: Tensor, source_bt: Tensor, capacity: int) -> Tensor:
-    """Keys or values [B, T, kv heads, d] as a cache [B x kv heads, T + capacity, d], column t filled from `source_bt`."""
-    batch, length, n_heads, size = heads_btkd.shape
-    cache = heads_btkd.new_empty(batch * n_heads, length + capacity, size)
-    aligned = heads_btkd.gather(1, source_bt[:, :, None, None].expand(heads_btkd.shape))
-    cache.view(batch, n_heads, length + capacity, size)[:, :, :length] = aligned.transpose(1, 2)
-    return cache
-
-
-def _attend(q_kgd: Tensor, keys_kcd: Tensor, values_kcd: Tensor, mask_k1c: Tensor | None) -> Tensor:
-    """What one query a sequence reads from the cache, [K, G, d]."""
-    if q_kgd.device.type == "cpu" and q_kgd.dtype in (torch.float32, torch.float64):
-        # For a query of one token two products and a softmax are a third faster than the fused kernel.
-        start, beta = (q_kgd.new_zeros(()), 0) if mask_k1c is None else (mask_k1c, 1)
-        scores = torch.baddbmm(start, q_kgd, keys_kcd.transpose(1, 2), beta=beta, alpha=q_kgd.shape[-1] ** -0.5)
-        return torch.bmm(scores.softmax(-1), values_kcd)
-    mask = None if mask_k1c is None else mask_k1c[None]
-    return F.scaled_dot_product_attention(q_kgd[None], keys_kcd[None], values_kcd[None], mask)[0]
-
-
-class _Weights(NamedTuple):
-    """One layer's tensors as the step uses them: looked up once, since attribute access is paid for at every step."""
-
-    attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    qk_gain: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    mlp_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-
-
-def _weights(layer: nn.Module) -> _Weights:
-    assert isinstance(layer, Layer)
-    gain = None if layer.qk_norm is None else layer.qk_gain()
-    return _Weights(layer.attention_norm, layer.qkv.weight, layer.qkv.bias, gain, layer.out.weight.t(), layer.out.bias,
-                    layer.mlp_norm, layer.gate_up.weight, layer.gate_up.bias, layer.down.weight.t(), layer.down.bias)
-
-
-def _add_linear(x: Tensor, y: Tensor, weight_t: Tensor, bias: Tensor | None) -> Tensor:
-    """x + y W^T + bias, the sum fused into the product."""
-    total = torch.addmm(x, y, weight_t)
-    return total if bias is None else total + bias

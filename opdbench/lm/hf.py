@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdbench.errors import UserError
 from opdbench.lm.checkpoint import dtype_name, weight_files
-from opdbench.lm.policy import LanguagePolicy, pad_right
+from opdbench.lm.policy import LanguagePolicy, pad_right, widen
 from opdbench.lm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,12 +33,13 @@ class HfPolicy(LanguagePolicy):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, reason: str) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
         self.tokenizer = tokenizer
         self.reason = reason
         self.context_length = _context_length(model.config)
         self._accepted = frozenset(inspect.signature(model.forward).parameters)
-        self.n_actions = model.get_output_embeddings().weight.shape[0]
+        self._head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.n_actions = int(self._head.weight.shape[0])
         self.is_split = self._head_completes_base()
 
     @classmethod
@@ -52,12 +53,13 @@ class HfPolicy(LanguagePolicy):
 
         weight_files(folder)
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True)
         except Exception as error:  # transformers, safetensors and torch each raise their own
             raise UserError(f"transformers cannot load {folder}: {str(error).strip().splitlines()[0][:200]}",
                             "download the model again, or pass another") from error
+        model, info = loaded
         if info["missing_keys"]:
             raise UserError(f"{folder} lacks weights, such as {sorted(info['missing_keys'])[0]}",
                             "config.json and the weights belong to different models, or the download is incomplete")
@@ -71,26 +73,25 @@ class HfPolicy(LanguagePolicy):
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
         mask_bt = torch.arange(input_bt.shape[1], device=input_bt.device) < length_b[:, None]
         if not self.is_split:
-            return self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False).logits
+            logits_bta: Tensor = self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False).logits
+            return logits_bta
         return self._hidden(input_bt, mask_bt)
 
     def project(self, features_nh: Tensor) -> Tensor:
-        logits_na = self.model.get_output_embeddings()(features_nh) if self.is_split else features_nh
-        logits_na = logits_na[:, :self.n_actions]
-        return logits_na if logits_na.dtype == torch.float64 else logits_na.float()
+        logits_na = self._head(features_nh) if self.is_split else features_nh
+        return widen(logits_na[:, :self.n_actions])
 
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> HfDecoding:
         return HfDecoding(self, prompts, capacity)
 
     def forward_flops(self, n_states: int, context: float) -> float:
-        head = self.model.get_output_embeddings().weight.numel()
-        tables = {id(module.weight): module.weight.numel() for module in self.modules()
-                  if isinstance(module, nn.Embedding)}
-        tables[id(self.model.get_output_embeddings().weight)] = head
+        tables = {module.weight for module in self.modules() if isinstance(module, nn.Embedding)}
         config = self.model.config.get_text_config()
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        mixing = config.num_hidden_layers * 2 * config.num_attention_heads * width * context
-        return 2.0 * n_states * (self.n_parameters() - sum(tables.values()) + head + mixing)
+        share = getattr(config, "num_experts_per_tok", 1) / (getattr(config, "num_experts", None) or 1)
+        weights = sum(parameter.numel() * (share if ".experts." in name else 1)
+                      for name, parameter in self.named_parameters()
+                      if parameter not in tables and parameter is not self._head.weight)
+        return float(2 * n_states * (weights + self._head.weight.numel() + _mixing(config, context)))
 
     def save(self, folder: Path) -> None:
         """Write the folder with transformers' own `save_pretrained`."""
@@ -103,19 +104,21 @@ class HfPolicy(LanguagePolicy):
 
     def forward_tokens(self, input_bt: Tensor, mask_bt: Tensor, position_bt: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits [B, A] after the last column, and transformers' cache."""
-        optional = {"position_ids": position_bt, "logits_to_keep": 1}
-        extra = {name: value for name, value in optional.items() if name in self._accepted}
         name = "cache_params" if "cache_params" in self._accepted else "past_key_values"
-        output = self.model(input_ids=input_bt, attention_mask=mask_bt, use_cache=True, **{name: cache}, **extra)
+        offered = {name: cache, "position_ids": position_bt, "logits_to_keep": 1}
+        inputs = self.model.prepare_inputs_for_generation(
+            input_bt, attention_mask=mask_bt, use_cache=True, is_first_iteration=cache is None,
+            **{key: value for key, value in offered.items() if key in self._accepted})
+        output = self.model(**inputs)
         if output.get(name) is None:
             raise UserError(f"{self.model.config.model_type} models keep no cache in transformers, and generation here "
                             "never recomputes a prefix", "pass another model")
-        logits_ba = output.logits[:, -1, :self.n_actions]
-        return logits_ba if logits_ba.dtype == torch.float64 else logits_ba.float(), output[name]
+        return widen(output.logits[:, -1, :self.n_actions]), output[name]
 
     def _hidden(self, input_bt: Tensor, mask_bt: Tensor) -> Tensor:
-        return self.model.base_model(input_ids=input_bt, attention_mask=mask_bt.long(),
-                                     use_cache=False).last_hidden_state
+        hidden_bth: Tensor = self.model.base_model(input_ids=input_bt, attention_mask=mask_bt.long(),
+                                                   use_cache=False).last_hidden_state
+        return hidden_bth
 
     @torch.no_grad()
     def _head_completes_base(self) -> bool:
@@ -124,7 +127,7 @@ class HfPolicy(LanguagePolicy):
         mask_bt = torch.ones_like(input_bt, dtype=torch.bool)
         whole = self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False).logits
         try:
-            parts = self.model.get_output_embeddings()(self._hidden(input_bt, mask_bt))
+            parts = self._head(self._hidden(input_bt, mask_bt))
         except (AttributeError, TypeError, RuntimeError):  # the base has no single hidden state that fits the head
             return False
         tolerance = torch.finfo(self.dtype).eps * 8 * float(whole.abs().max())
@@ -157,7 +160,7 @@ class HfDecoding:
 
     @torch.inference_mode()
     def keep(self, index_b: Tensor) -> None:
-        self._cache.batch_select_indices(index_b)
+        self._cache.reorder_cache(index_b)  # made for beams; every kind of cache has it, and fewer rows are fine
         self._mask, self._position = self._mask[index_b], self._position[index_b]
         self.logits_ba = self.logits_ba[index_b]
 
@@ -168,3 +171,12 @@ def _context_length(config: Any) -> int:
         if getattr(text, name, None):
             return int(getattr(text, name))
     return 1 << 30  # recurrent models have no limit
+
+
+def _mixing(config: Any, context: float) -> float:
+    """Multiply-accumulates of attention itself, for one state; recurrent models have none."""
+    n_heads = getattr(config, "num_attention_heads", None)
+    if not n_heads:
+        return 0.0
+    width = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    return float(config.num_hidden_layers * 2 * n_heads * width * context)

@@ -71,3 +71,8 @@ def pad_right(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple
     longest = max(lengths)
     padded = [[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences]
     return torch.tensor(padded, device=device), torch.tensor(lengths, device=device)
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider: softmax and divergences over a large vocabulary need it."""
+    return logits if logits.dtype == torch.float64 else logits.float()

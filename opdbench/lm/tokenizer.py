@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from opdbench.task import Message
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+                 "sentencepiece.bpe.model", "tekken.json")
+
 
 class Tokenizer:
     """Text to token ids and back. `load` reads a folder; `characters` makes a new one.
@@ -39,16 +42,19 @@ class Tokenizer:
         from transformers import PreTrainedTokenizerFast
 
         folder = Path(folder)
+        fix = "the folder needs tokenizer.json and tokenizer_config.json; download it again"
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            # transformers would go on with an empty vocabulary that config.json's model type suggests.
+            raise UserError(f"cannot read a tokenizer from {folder}: none of {', '.join(_VOCABULARIES)} is there", fix)
         try:
             if _names_a_class(folder):
-                inner = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+                inner: Any = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
             else:
                 from transformers import AutoTokenizer
 
                 inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizers raises bare exceptions on malformed files
-            raise UserError(f"cannot read a tokenizer from {folder}: {_first_line(error)}",
-                            "the folder needs tokenizer.json and tokenizer_config.json; download it again") from error
+            raise UserError(f"cannot read a tokenizer from {folder}: {_first_line(error)}", fix) from error
         return cls(inner, _eos_ids(folder, inner))
 
     @classmethod
@@ -64,8 +70,8 @@ class Tokenizer:
         backend = Backend(models.WordLevel(vocabulary, unk_token=None))
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         backend.decoder = decoders.Fuse()
-        inner = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, eos_token=eos,
-                                        clean_up_tokenization_spaces=False)
+        fast: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+        inner = fast(tokenizer_object=backend, pad_token=pad, eos_token=eos, clean_up_tokenization_spaces=False)
         return cls(inner, frozenset([vocabulary[eos]]))
 
     def save(self, folder: Path) -> None:
@@ -121,8 +127,11 @@ class Tokenizer:
         if not self.has_chat_template:
             raise UserError("this task's prompts are chat messages and the model's tokenizer has no chat template",
                             "pass a chat model, or add chat_template.jinja to the model's folder")
+        # Qwen3's template opens a thinking block unless told not to, which the horizon of most tasks cannot hold;
+        # templates that do not know the variable ignore it.
         return list(self.inner.apply_chat_template([dict(message) for message in prompt], tokenize=True,
-                                                   add_generation_prompt=True, return_dict=False))
+                                                   add_generation_prompt=True, return_dict=False,
+                                                   enable_thinking=False))
 
     @property
     def has_chat_template(self) -> bool:

@@ -201,7 +201,6 @@ def _export(task: LanguageTask, training: _Training, out_folder: Path) -> dict[s
     new = out_folder.with_name(out_folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     training.policy.to(torch.float16).save(new)
-    role = "" if training.role == "teacher" else f" --role {training.role}"
     manifest = {
         "task": task.id,
         "task_sha256": task.checksum(),
@@ -211,7 +210,7 @@ def _export(task: LanguageTask, training: _Training, out_folder: Path) -> dict[s
         "seed": training.seed,
         "parameters": training.policy.n_parameters(),
         "cpu_seconds": round(training.cpu_seconds, 1),
-        "command": f"opdbench teacher train {task.name}{role}",
+        "command": _command(task, training),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "score": _score(task, new),
         "sha256": sha256((new / "model.safetensors").read_bytes()).hexdigest(),
@@ -220,6 +219,15 @@ def _export(task: LanguageTask, training: _Training, out_folder: Path) -> dict[s
     shutil.rmtree(out_folder, ignore_errors=True)
     new.replace(out_folder)
     return manifest
+
+
+def _command(task: LanguageTask, training: _Training) -> str:
+    """What makes this model again."""
+    words = ["opdbench teacher train", task.name]
+    words += [f"--role {training.role}"] if training.role != "teacher" else []
+    words += [f"--steps {training.recipe.steps}"] if training.recipe != training.task.recipes[training.role] else []
+    words += [f"--seed {training.seed}"] if training.seed else []
+    return " ".join(words)
 
 
 def _score(task: LanguageTask, folder: Path) -> dict[str, Any]:

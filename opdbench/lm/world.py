@@ -99,7 +99,7 @@ class LanguageWorld:
 
     @torch.no_grad()
     def teacher_features(self, rollouts: Rollouts) -> Tensor:
-        """See `opdbench.world.World`; zero beyond each length, on the teacher's device."""
+        """See `opdbench.world.World`; on the teacher's device, and undefined but finite beyond each length."""
         assert self.teacher is not None, "this world has no teacher"
         device, features = self.teacher.device, None
         for part in _slices(rollouts.n_trajectories, self.teacher_batch):

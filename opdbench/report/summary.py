@@ -34,8 +34,8 @@ def _scores(record: Record) -> str:
     modes = list(record.before) or list(record.after)
     rows = [[phase, *(_cell(getattr(record, phase).get(mode)) for mode in modes)] for phase in _PHASES
             if getattr(record, phase)]
-    if any(value is not None for value in record.gap_recovered.values()):
-        rows.append(["gap recovered", *(_percent(record.gap_recovered.get(mode)) for mode in modes)])
+    if record.gap_recovered:
+        rows.append(["gap recovered", *(_gap(record.gap_recovered.get(mode)) for mode in modes)])
     if not rows:
         return ""
     metric = record.before[modes[0]].metric if record.before else ""
@@ -66,5 +66,5 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     yield "record", place
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:5.1f}%"
+def _gap(value: float | None) -> str:
+    return "    -   (before and teacher cannot be told apart)" if value is None else f"{100 * value:5.1f}%"

@@ -90,7 +90,7 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
 
 
 def _claim(folder: Path, mark: str) -> None:
-    """Make sure that `folder` may be replaced: it does not exist, is empty, or has the file that shows it to be ours."""
+    """Make sure that `folder` may be replaced: it is missing, empty, or has the file that marks it as ours."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         contents = {path.name for path in folder.iterdir()} if folder.exists() else set()

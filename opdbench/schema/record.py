@@ -70,7 +70,8 @@ class Record(BaseModel):
     teacher: dict[str, Score] = Field(default_factory=dict)
     after: dict[str, Score] = Field(default_factory=dict)
     gap_recovered: dict[str, float | None] = Field(
-        default_factory=dict, description="(after - before) / (teacher - before), by mode; None without a gap")
+        default_factory=dict, description="(after - before) / (teacher - before), by mode; None when before and teacher "
+        "cannot be told apart")
     ledger: dict[str, Any] = Field(default_factory=dict)
     validation: list[dict[str, float]] = Field(default_factory=list, description="greedy scores during training")
     curve: list[dict[str, float]] = Field(default_factory=list, description="diagnostics by step, thinned evenly")
@@ -86,7 +87,11 @@ class Record(BaseModel):
         return content
 
 
-def gap_recovered(before: float, teacher: float, after: float) -> float | None:
-    """(after - before) / (teacher - before): 0 is no progress, 1 the teacher; None when there is no gap to close."""
-    gap = teacher - before
-    return None if gap == 0 else (after - before) / gap
+def gap_recovered(before: Score, teacher: Score, after: Score) -> float | None:
+    """(after - before) / (teacher - before): 0 is no progress, 1 the teacher.
+
+    None when the intervals of before and teacher overlap: a share of a gap that may not be there means nothing.
+    """
+    if before.low <= teacher.high and teacher.low <= before.high:
+        return None
+    return (after.mean - before.mean) / (teacher.mean - before.mean)

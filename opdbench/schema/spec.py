@@ -106,7 +106,6 @@ class Execution(Frozen):
     teacher_batch: PositiveInt = Field(64, description="trajectories in one teacher pass")
     generation_batch: PositiveInt = Field(256, description="trajectories that are generated together")
     engine: Literal["hf"] = Field("hf", description="generation engine")
-    gradient_checkpointing: bool = False
     checkpoint_seconds: float = Field(15.0, ge=0, description="wall seconds between checkpoints; 0 is every step")
 
 

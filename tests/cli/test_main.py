@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import textwrap
@@ -14,24 +15,28 @@ import pytest
 from opdbench.cli import main as cli
 from opdbench.errors import UserError
 
-WALL_SECONDS = 0.3
+SECONDS = 0.3  # within which `--help` and `list` must have answered
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "opdbench", *words], capture_output=True, text=True)
 
 
+def children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "methods"], ["list", "tasks", "--json"],
                                    ["list", "profiles"], ["run", "--help"], ["--version"]])
-def test_help_and_list_answer_within_a_third_of_a_second(words: list[str]) -> None:
-    best = float("inf")
-    for _ in range(5):  # the best of a few: a busy machine must not decide
-        began = time.perf_counter()
+def test_help_and_list_answer_at_once(words: list[str]) -> None:
+    """The wall time where that is short; on a busy machine, where it measures the neighbours, the CPU time."""
+    shortest = float("inf")
+    for _ in range(3):
+        wall, cpu = time.perf_counter(), children_seconds()
         assert run(*words).returncode == 0
-        best = min(best, time.perf_counter() - began)
-        if best < WALL_SECONDS:
-            return
-    assert best < WALL_SECONDS
+        shortest = min(shortest, time.perf_counter() - wall, children_seconds() - cpu)
+    assert shortest < SECONDS
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["list", "--json"], ["run", "--help"], ["doctor", "--help"]])

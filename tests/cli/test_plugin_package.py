@@ -53,5 +53,5 @@ def test_its_method_runs_on_its_task(site: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:
-    done = opdbench(tmp_path, "run", "--method", "half-half", "--task", "cartpole")
-    assert done.returncode == 2 and "unknown method 'half-half'" in done.stderr
+    done = opdbench(tmp_path, "show", "half-half")
+    assert done.returncode == 2 and "unknown name 'half-half'" in done.stderr
