@@ -25,12 +25,12 @@ NATIVE: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", **_GROUPED},
     "llama": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, **_SIZES},
     "llama-3": {"model_type": "llama", **_GROUPED, "rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 1000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32}},
     "llama-yarn": {"model_type": "llama", **_GROUPED, "rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}},
+        "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 32}},
     "llama-linear": {"model_type": "llama", **_GROUPED, "rope_parameters": {
-        "rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0}},
+        "rope_type": "linear", "rope_theta": 50.0, "factor": 2.0}},
     "mistral": {"model_type": "mistral", "sliding_window": None, **_GROUPED},
 }
 GENERIC: dict[str, dict[str, Any]] = {

@@ -101,7 +101,7 @@ def test_a_new_model_is_the_same_for_the_same_generator_and_can_be_saved(tmp_pat
     config = qwen3_config(characters.n_tokens, hidden_size=16, n_layers=1, n_heads=2, n_kv_heads=1, context_length=32)
     one, two = (NativePolicy.initialise(config, characters, torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert 0.015 < float(one.embedding.std()) < 0.025
+    assert 0.015 < float(one.embedding.detach().std()) < 0.025
     one.save(tmp_path / "new")
     again = load(tmp_path / "new")
     assert again.tokenizer.eos_ids == characters.eos_ids
@@ -120,6 +120,6 @@ def test_what_is_not_implemented_is_refused_with_its_reason(change: dict[str, ob
 def test_the_old_names_of_the_rotary_parameters_are_read() -> None:
     scaling = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
     config = {key: value for key, value in NATIVE["llama-3"].items() if key != "rope_parameters"}
-    old = Architecture.from_config({**config, "rope_theta": 1000.0, "rope_scaling": {"type": "llama3", **scaling}})
+    old = Architecture.from_config({**config, "rope_theta": 50.0, "rope_scaling": {"type": "llama3", **scaling}})
     new = Architecture.from_config(NATIVE["llama-3"])
     assert {key: value for key, value in old.rope.items() if key != "type"} == dict(new.rope)

