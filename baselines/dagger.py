@@ -25,7 +25,7 @@ class DAgger(Distiller):
     beta_i mixes the teacher in, state by state: `linear` falls from 1 to 0 over `beta_rounds` rounds, `exponential` is
     beta_base^i, `zero` is the paper's parameter-free indicator (teacher in the first round only), `never` leaves the
     student alone. `labels=soft` learns from the teacher's distribution instead of its most likely action. On a
-    language model this is ImitKD with aggregation: the trajectory is the completion, the label the teacher's next token.
+    language model this is ImitKD with aggregation: a trajectory is a completion, the label the teacher's next token.
 
     Deviations from the paper:
         The paper trains each policy to convergence on D; here every round makes `updates` minibatch updates from the
@@ -56,8 +56,9 @@ class DAgger(Distiller):
     def teacher_share(self, round_: int) -> float:
         """beta_i of round i = 0, 1, 2, ..."""
         params = self.params
-        return {"linear": max(0.0, 1 - round_ / params.beta_rounds), "exponential": params.beta_base**round_,
-                "zero": float(round_ == 0), "never": 0.0}[params.beta]
+        shares = {"linear": max(0.0, 1 - round_ / params.beta_rounds), "exponential": params.beta_base**round_,
+                  "zero": float(round_ == 0), "never": 0.0}
+        return float(shares[params.beta])
 
     def collect(self, ctx: Context) -> Rollouts:
         beta = self.teacher_share(ctx.step)

@@ -39,7 +39,7 @@ class OPD(Distiller):
 
     class Params(Distiller.Params):
         estimator: Literal["full", "sampled"] = Field(
-            "full", description="full: the KL over all actions; sampled: policy gradient with the log-ratio as advantage")
+            "full", description="full: KL over all actions; sampled: policy gradient with the log-ratio as advantage")
         coefficient: float = Field(1.0, gt=0, description="factor of the loss (the post's kl_penalty_coef)")
 
     def requires(self) -> Needs:
@@ -51,7 +51,7 @@ class OPD(Distiller):
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         if self.params.estimator == "full":
             return Loss(self.params.coefficient * reverse_kl(rows.teacher, rows.student))
-        # The advantage is a constant: differentiating its log q would add a term of mean zero and nothing of the teacher.
+        # The advantage is constant: differentiating its log q would add noise of mean zero and nothing of the teacher.
         advantage_n = rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n
         ratio_n = (rows.student.logp(rows.action_n) - rows.behaviour_logp_n).exp()
         return Loss(-self.params.coefficient * ratio_n * advantage_n,

@@ -1,7 +1,7 @@
-"""One on-policy step of opdbench beside TRL's trainers: `python -m benchmarks.opd_step --peers-python PYTHON`.
+"""One on-policy step beside TRL's trainers: `python -m benchmarks.opd_step --peers-python PYTHON`.
 
-Equal work in one run: the same weights and prompts, the same number of new tokens (nothing stops early), reverse KL
-over the whole vocabulary, AdamW, float32, one thread. Competitors run in processes of their own and take steps in turns.
+Equal work in one run: the same weights and prompts, the same number of new tokens (nothing stops early), reverse KL over
+the whole vocabulary, AdamW, float32, one thread. Competitors run in processes of their own and take steps in turns.
 What is compared is CPU time, which other processes disturb less than they disturb wall time.
 """
 

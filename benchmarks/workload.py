@@ -12,11 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-CHAT = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+CHAT = ("{% for m in messages %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-WORDS = ("the of and to in is add sum number step compute answer total plus minus times equals then first second third"
-         ).split()
+WORDS = ["the", "sum", "number", "step", "compute", "answer", "total", "plus", "minus", "times", "equals", "then"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Workload:
-    """One on-policy step: `batch` prompts of `prompt` tokens, `new` tokens each with no early stop, one AdamW update."""
+    """One on-policy step: `batch` prompts of `prompt` tokens, exactly `new` tokens each, one AdamW update."""
 
     student: Size
     teacher: Size

@@ -98,7 +98,7 @@ class Distiller(ABC):
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         """What to minimise in every row. Pure: no state changes, no random draws."""
 
-    def after_step(self, ctx: Context) -> None:
+    def after_step(self, ctx: Context) -> None:  # noqa: B027 - most methods have nothing to do here
         """Called once a step, after the last update."""
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -109,5 +109,5 @@ class Distiller(ABC):
         """Everything besides parameters that a resume needs, as JSON values, tensors and nested dicts or lists."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most methods have no state
         """Restore what `state_dict` gave."""

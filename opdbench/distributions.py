@@ -42,7 +42,8 @@ class Categorical:
 
     def entropy(self) -> Tensor:
         """Entropy [N] in nats."""
-        return -xlogy(self.p_na, self.logp_na).sum(-1)
+        # An impossible action counts 0 * lowest = 0, and not 0 * -inf; a clamp is far cheaper than a mask.
+        return -(self.p_na * self.logp_na.clamp(min=torch.finfo(self.logp_na.dtype).min)).sum(-1)
 
     def tempered(self, temperature: float) -> Categorical:
         """softmax(logits / temperature); the temperature *in the loss*, which is never the sampling temperature."""

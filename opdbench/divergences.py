@@ -62,15 +62,14 @@ def negative_log_likelihood(student: Categorical, action_n: Tensor) -> Tensor:
 def _forward_kl(logp_na: Tensor, logq_na: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """The gradient is q - p."""
     p_na = logp_na.exp()
-    value_n = _log_ratio(logp_na, logq_na, p_na).mul_(p_na).sum(-1)
+    value_n, _ = _expected_log_ratio(p_na, logp_na, logq_na)
     return value_n, logq_na.exp().sub_(p_na) if with_gradient else None
 
 
 def _reverse_kl(logp_na: Tensor, logq_na: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """The gradient is q (log q - log p - KL)."""
     q_na = logq_na.exp()
-    term_na = _log_ratio(logq_na, logp_na, q_na).mul_(q_na)
-    value_n = term_na.sum(-1)
+    value_n, term_na = _expected_log_ratio(q_na, logq_na, logp_na)
     return value_n, term_na.addcmul_(q_na, value_n[:, None], value=-1) if with_gradient else None
 
 
@@ -83,15 +82,21 @@ def _generalized_jsd(logp_na: Tensor, logq_na: Tensor, with_gradient: bool, *, b
     return beta * teacher_n + (1 - beta) * student_n, gradient_na.mul_(1 - beta) if gradient_na is not None else None
 
 
-def _log_ratio(logp_na: Tensor, logq_na: Tensor, p_na: Tensor) -> Tensor:
-    """log p - log q, and 0 where p = 0, so that impossible actions cannot make a NaN."""
-    return (logp_na - logq_na).masked_fill_(p_na == 0, 0.0)
+def _expected_log_ratio(p_na: Tensor, logp_na: Tensor, logq_na: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_a p (log p - log q) [N], and its terms [N, A]; a term with p = 0 is 0 whatever the logarithms are."""
+    term_na = (logp_na - logq_na).mul_(p_na)
+    value_n = term_na.sum(-1)
+    if value_n.isnan().any():  # 0 * inf: rare, and masking always would cost as much as all the rest
+        value_n = term_na.masked_fill_(p_na == 0, 0.0).sum(-1)
+    return value_n, term_na
 
 
 def _divergence(closed_form: ClosedForm, teacher: Categorical, student: Categorical) -> Tensor:
     if teacher.logits_na.requires_grad and torch.is_grad_enabled():
         raise ValueError("divergences are differentiable in the student only; detach the teacher")
-    return _ClosedForm.apply(student.logits_na, student.logp_na.detach(), teacher.logp_na, closed_form)
+    value_n: Tensor = _ClosedForm.apply(  # type: ignore[no-untyped-call]
+        student.logits_na, student.logp_na.detach(), teacher.logp_na, closed_form)
+    return value_n
 
 
 class _ClosedForm(torch.autograd.Function):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from opdbench.context import Context, mean_context
@@ -89,7 +90,7 @@ class Trainer:
             return
         student, teacher = self.ctx.student, self.ctx.world.teacher
         features_nh = student.features(micro.input_bt, micro.length_b)[micro.mask_bt]
-        table = RowTable(micro, features_nh, student.project, teacher.project if teacher is not None else None)
+        table = RowTable(micro, student.project, teacher.project if teacher is not None else None)
         chunk = self.ctx.execution.row_chunk if self.method.row_wise else len(weight_n)
         if len(weight_n) <= chunk:
             self._backward(table.chunk(features_nh, 0, len(weight_n)), weight_n, meter)
@@ -98,7 +99,7 @@ class Trainer:
         for start in range(0, len(weight_n), chunk):
             stop = min(start + chunk, len(weight_n))
             self._backward(table.chunk(leaf_nh[start:stop], start, stop), weight_n[start:stop], meter)
-        features_nh.backward(leaf_nh.grad)
+        torch.autograd.backward(features_nh, leaf_nh.grad)
 
     def _backward(self, rows: Rows, weight_n: Tensor, meter: StepMeter) -> None:
         loss = self.method.loss(rows, self.ctx)
@@ -106,7 +107,7 @@ class Trainer:
             raise ValueError(f"{self.method.name}.loss must give one value a row: expected shape "
                              f"{tuple(weight_n.shape)}, got {tuple(loss.value_n.shape)}")
         total = (loss.value_n * weight_n.to(loss.value_n.dtype)).sum()
-        total.backward()
+        torch.autograd.backward(total)
         meter.add_chunk(rows, loss, total)
 
     def _check_finite(self, loss: float, gradient_norm: float, minibatch: Rollouts) -> None:

@@ -42,7 +42,7 @@ def resolve(reference: str, *, role: Role, task: Task) -> Path:
     owner = reference.partition("/")[0]
     if hub.is_id(reference) and owner not in {name.partition("/")[0] for name in shipped}:
         return _with_weights(_download(reference, role), role)
-    hint = f"; shipped: {nearest(reference, shipped)}" if shipped else ""
+    hint = f": {nearest(reference, shipped)}" if shipped else ""
     raise UserError(f"no {role} model {reference!r}: neither a shipped name, nor a path that exists, nor a hub id",
                     f"pass --{role} a model folder, a hub id (owner/name) or a shipped name{hint}")
 

@@ -139,12 +139,12 @@ def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[M
         digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
         return ModelRef(reference=fresh, sha256=digest), None
     raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",
-                    "pass --student with a model folder or a hub id, such as --student Qwen/Qwen3-0.6B, or choose a GPU "
-                    "profile (opdbench list profiles)")
+                    "pass --student with a model folder or a hub id, such as --student Qwen/Qwen3-0.6B, or choose a "
+                    "GPU profile (opdbench list profiles)")
 
 
 def _model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Path]:
-    """A model by what it contains; `model.zip#relu` also states a network's activation, which then counts as content."""
+    """A model by what it contains; `model.zip#relu` also states a network's activation, which counts as content."""
     name, _, activation = reference.partition("#")
     path = models.resolve(name, role=role, task=task)
     digest = models.checksum(path)

@@ -35,7 +35,7 @@ class Rollouts:
         behaviour_logp_bt: float32 [B, T], log-probability of the action under the distribution that sampled it, at the
             sampling temperature; NaN where it is not known (data).
         reward_bt: float32 [B, T], reward received after the action (a verifier's verdict sits on the last one).
-        done_bt: bool [B, T], the episode ended with this action (a segment of a control task may hold several episodes).
+        done_bt: bool [B, T], the episode ended with this action (a control task's segment may hold several episodes).
         length_b: int64 [B], number of valid steps; masks come from here, never from token ids.
         truncated_b: bool [B], cut off by the horizon rather than ended.
         columns: further tensors that begin with [B] or [B, T]; T-long ones must be listed in `step_columns`.

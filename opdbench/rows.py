@@ -66,21 +66,21 @@ class Rows:
 class RowTable:
     """All rows of some rollouts in (trajectory, step) order, cut into chunks on demand."""
 
-    def __init__(self, rollouts: Rollouts, features_nh: Tensor, student: Projection, teacher: Projection | None) -> None:
+    def __init__(self, rollouts: Rollouts, student: Projection, teacher: Projection | None) -> None:
         mask_bt = rollouts.mask_bt
         repeats_b = mask_bt.sum(1)
-        self.features_nh = features_nh
         self._student, self._teacher = student, teacher
-        self._fields = [value[mask_bt] for value in (rollouts.action_bt, rollouts.source_bt,
-                                                     rollouts.behaviour_logp_bt, rollouts.reward_bt)]
+        self._fields = {name: getattr(rollouts, f"{name}_bt")[mask_bt]
+                        for name in ("action", "source", "behaviour_logp", "reward")}
         self._columns = {
             name: value[mask_bt] if name in rollouts.step_columns else value.repeat_interleave(repeats_b, dim=0)
             for name, value in rollouts.columns.items()}
 
     def chunk(self, features_nh: Tensor, start: int, stop: int) -> Rows:
-        """Rows start..stop, with `features_nh` in place of the table's own (a leaf, when the backward is chunked)."""
+        """Rows start..stop, whose student features are `features_nh` (a leaf, when the backward is chunked)."""
+        fields = {f"{name}_n": value[start:stop] for name, value in self._fields.items()}
         columns = {name: value[start:stop] for name, value in self._columns.items()}
-        return Rows(features_nh, *(value[start:stop] for value in self._fields), columns, self._student, self._teacher)
+        return Rows(features_nh=features_nh, columns=columns, _student=self._student, _teacher=self._teacher, **fields)
 
 
 def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:
@@ -92,10 +92,10 @@ def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:
     """
     mask_bt = rollouts.mask_bt
     rows_b = mask_bt.sum(1)
-    part_b = rollouts.columns.get("part", torch.zeros_like(rows_b))
+    part_b = rollouts.columns.get("part")
+    parts = [rows_b > 0] if part_b is None else [(part_b == part) & (rows_b > 0) for part in part_b.unique()]
     weight_b = torch.zeros(rows_b.shape, dtype=torch.float64, device=rows_b.device)
-    for part in part_b.unique():
-        in_part_b = (part_b == part) & (rows_b > 0)
+    for in_part_b in parts:
         if reduction == "token":
             weight_b[in_part_b] = 1 / rows_b[in_part_b].sum().double()
         elif reduction == "sequence":

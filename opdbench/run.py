@@ -114,7 +114,7 @@ class _Run:
                       self.recipe.seed)
         trainer = Trainer(self.plan.new_method(), ctx)
         self._resume(trainer)
-        self.watcher.phase("training")
+        self.watcher.phase(f"training goes on after step {ctx.step}" if ctx.step else "training")
         last_checkpoint = time.perf_counter()
         try:
             signals.defer = True  # until a step is whole and can be checkpointed

@@ -1,7 +1,7 @@
 """Seeds: every random draw has a purpose, and its seed is derived from the run's seed and that purpose.
 
-A draw that depends only on (seed, purpose, step) needs no saved generator state: a run that resumes at step k draws what
-it would have drawn. Methods that share a purpose share its randomness (common random numbers), so that two methods
+A draw that depends only on (seed, purpose, step) needs no saved generator state: a run that resumes at step k draws
+what it would have drawn. Methods that share a purpose share its randomness (common random numbers), so that two methods
 at one seed see the same prompts in the same order.
 """
 

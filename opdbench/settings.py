@@ -45,8 +45,19 @@ def parse_sets(settings: Sequence[str], models: Models) -> list[tuple[str, str, 
         if not equals:
             raise UsageError(f"--set {setting!r} has no value", "write --set key=value, such as --set lr=0.001")
         section, name = _locate(key.strip(), models)
-        parsed.append((section, name, yaml.safe_load(text)))
+        if (section, name) == ("execution", "profile"):
+            raise UsageError("the profile is not a setting of its own", f"--profile {text}")
+        parsed.append((section, name, _value(setting, text)))
     return parsed
+
+
+def _value(setting: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UsageError(f"--set {setting!r} has a value that cannot be read: {problem}",
+                         "values are YAML, such as 0.5, true, null, name or [1, 2]; put quotes around others") from None
 
 
 def _locate(key: str, models: Models) -> tuple[str, str]:
@@ -93,17 +104,25 @@ def parse_budget(texts: Sequence[str], default: Mapping[str, float]) -> tuple[Bu
         return Budget(**default), "task"
     limits: dict[str, float] = {}
     for part in ",".join(texts).split(","):
-        axis, equals, text = part.partition("=")
+        axis, equals, text = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise UsageError(f"--budget {part!r} is not an axis and a limit",
+                             f"write --budget steps=100; the axes are {', '.join(Budget.model_fields)}")
         if axis not in Budget.model_fields:
             raise unknown("budget", axis, Budget.model_fields)
-        try:
-            number = float(text.replace("_", ""))
-        except ValueError:
-            raise UsageError(f"--budget {part!r}: {text!r} is not a number", "write --budget steps=100") from None
-        limits[axis] = number if axis == "seconds" or number != int(number) else int(number)
+        limits[axis] = _limit(part, axis, text)
     try:
         return Budget(**limits), "user"
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--budget {first['loc'][0]}={first['input']}: {first['msg']}",
-                         "write --budget steps=100") from None
+        axis = str(first["loc"][0])
+        raise UsageError(f"--budget {axis}={first['input']}: {first['msg']}", f"write --budget {axis}=100") from None
+
+
+def _limit(part: str, axis: str, text: str) -> float:
+    """A number; whole ones as integers, but for seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise UsageError(f"--budget {part!r}: {text!r} is not a number", f"write --budget {axis}=100") from None
+    return int(number) if axis != "seconds" and number.is_integer() else number

@@ -45,7 +45,7 @@ class RunFolder:
         """Hold the folder: two processes must not work on one run. The kernel frees it however the process ends."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = open(self.path / ".lock", "w")
+            handle = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after it has been held
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -34,10 +34,17 @@ class World(Protocol):
     in the data, environments in the middle of an episode) is in `state_dict`, so that a resumed run repeats exactly.
     """
 
-    domain: Literal["lm", "rl"]
-    task: Task
-    student: Policy
-    teacher: Policy | None
+    @property
+    def domain(self) -> Literal["lm", "rl"]: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def student(self) -> Policy: ...
+
+    @property
+    def teacher(self) -> Policy | None: ...
 
     def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
         """`n` trajectories of at most `horizon` steps, made by `actor` from the next training prompts or states.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from opdbench import hardware
+from opdbench.allocator import keep_freed_memory
 from opdbench.errors import UserError
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
@@ -16,11 +18,13 @@ def build(plan: Plan) -> World:
     """The task with its student and its teacher, on the execution's device and in its precision.
 
     Raises:
-        UserError: a model folder is missing, corrupt or does not fit the task; tokenizers that disagree.
+        UserError: a model folder is missing, corrupt or does not fit the task; tokenizers that disagree; a GPU that is
+            asked for and not there.
     """
+    _check_device(plan.spec.execution)
     if (devices := plan.spec.execution.devices) > 1:
-        raise UserError(f"profile {plan.spec.execution.profile} asks for {devices} devices, and training on more than one "
-                        "is not there yet", "choose a profile with one device, such as --profile gpu-80g")
+        raise UserError(f"profile {plan.spec.execution.profile} asks for {devices} devices, and training on more than "
+                        "one is not there yet", "choose a profile with one device, such as --profile gpu-80g")
     if isinstance(plan.task, LanguageTask):
         return _language(plan, plan.task)
     if isinstance(plan.task, ControlTask):
@@ -62,6 +66,15 @@ def _control(plan: Plan, task: ControlTask) -> World:
     return ControlWorld(task, student, teacher, seed=recipe.seed)
 
 
+def _check_device(execution: Execution) -> None:
+    import torch
+
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        why = hardware.torch_cuda_problem() or "torch finds no GPU here"
+        raise UserError(f"profile {execution.profile} computes on a GPU, but {why}",
+                        "leave --profile out, or pass --profile cpu-2; opdbench doctor looks at this machine")
+
+
 def _dtype(name: str) -> Any:
     import torch
 
@@ -69,9 +82,13 @@ def _dtype(name: str) -> Any:
 
 
 def set_threads(execution: Execution) -> None:
-    """CPU threads and determinism; before any computation."""
+    """CPU threads, memory and determinism; before any computation."""
     import torch
 
+    if execution.device == "cpu":
+        keep_freed_memory()
     if execution.threads is not None:
         torch.set_num_threads(execution.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It also fills new memory with NaN, which finds reads of unset memory at the price of a pass over every tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

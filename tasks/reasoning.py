@@ -82,8 +82,8 @@ class ChainSum(ReasoningTask):
     teacher: ClassVar[str | None] = "chain-sum/teacher"
     student: ClassVar[str | None] = "chain-sum/student"
     max_new_tokens: ClassVar[int] = 28  # seven totals and the answer of two digits each, their separators, the end
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 64}
-    budget: ClassVar[Mapping[str, float]] = {"steps": 250}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "schedule": "linear", "batch": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 700}
     generator: ClassVar[str] = "basic_arithmetic"
     # reasoning-gym draws "one digit" from 0 to 10 inclusive.
     settings: ClassVar[Mapping[str, Any]] = {
@@ -111,8 +111,8 @@ class NumberSorting(ReasoningTask):
     teacher: ClassVar[str | None] = "number-sorting/teacher"
     student: ClassVar[str | None] = "number-sorting/student"
     max_new_tokens: ClassVar[int] = 18  # six numbers of two digits, five commas, the end
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 64}
-    budget: ClassVar[Mapping[str, float]] = {"steps": 250}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "schedule": "linear", "batch": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 700}
     generator: ClassVar[str] = "number_sorting"
     settings: ClassVar[Mapping[str, Any]] = {
         "min_numbers": 3, "max_numbers": 6, "min_decimals": 0, "max_decimals": 0, "min_value": 0, "max_value": 99}
@@ -144,14 +144,14 @@ class BaseConversion(ReasoningTask):
     teacher: ClassVar[str | None] = "base-conversion/teacher"
     student: ClassVar[str | None] = "base-conversion/student"
     max_new_tokens: ClassVar[int] = 64
-    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 64}
-    budget: ClassVar[Mapping[str, float]] = {"steps": 250}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "schedule": "linear", "batch": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 700}
     generator: ClassVar[str] = "base_conversion"
     settings: ClassVar[Mapping[str, Any]] = {"min_base": 2, "max_base": 9, "min_value": 10, "max_value": 127}
     sizes: ClassVar[Mapping[Split, int]] = {"train": 5_000, "validation": 200, "test": 500}  # of 6,608
     recipes: ClassVar[Mapping[Role, Recipe]] = {
         "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=1300, batch=32, lr=6e-3),
-        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=400, batch=32, lr=6e-3, problems=1000),
+        "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=700, batch=32, lr=6e-3, problems=5000),
     }
 
     def problem(self, item: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -27,6 +27,12 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 1.5) -> Tensor:
     return scale * torch.empty(shape, dtype=torch.float64).normal_(generator=generator(seed))
 
 
+def near(first: Tensor | float, second: Tensor | float, tolerance: float = 1e-12) -> bool:
+    """Whether no entries differ by `tolerance` or more."""
+    gap = torch.as_tensor(first, dtype=torch.float64) - torch.as_tensor(second, dtype=torch.float64)
+    return bool(gap.abs().max() < tolerance)
+
+
 def leaf(*shape: int, seed: int = 0) -> Tensor:
     """Random logits that gradients flow to."""
     return random_logits(*shape, seed=seed).requires_grad_()

@@ -12,6 +12,7 @@ import torch
 from benchmarks import workload
 from benchmarks.pipe import Channel, arguments
 from benchmarks.timing import Parts
+from opdbench import worlds
 from opdbench.baselines.opd import OPD
 from opdbench.context import Context
 from opdbench.ledger import Ledger, peak_memory
@@ -26,7 +27,7 @@ class FixedLength(LanguageTask):
     """Prompts of one length, completions of one length, nothing to grade."""
 
     name, version, summary, source, license, protocol = "fixed-length", 1, "", "", "", ""
-    metric, teacher, student, training, budget = "none", None, None, {}, {}  # noqa: RUF012
+    metric, teacher, student, training, budget = "none", None, None, {}, {}
     stop_at_eos = False
 
     def __init__(self, work: workload.Workload, tokenizer: Any) -> None:
@@ -49,7 +50,9 @@ def make_trainer(folder: Path, batch: int, device: str, dtype: str) -> Trainer:
     """opdbench's loop on a workload; micro-batches and chunks as the shipped profiles have them."""
     work = workload.read(folder).with_batch(batch)
     execution = Execution(device=device, dtype=dtype, teacher_dtype=dtype, threads=1)  # type: ignore[arg-type]
-    student, teacher = (load(folder / role, dtype=getattr(torch, dtype), device=device) for role in ("student", "teacher"))
+    worlds.set_threads(execution)
+    student, teacher = (load(folder / role, dtype=getattr(torch, dtype), device=device)
+                        for role in ("student", "teacher"))
     world = LanguageWorld(FixedLength(work, student.tokenizer.inner), student, teacher, seed=0,
                           generation_batch=execution.generation_batch, teacher_batch=execution.teacher_batch)
     training = Training(lr=work.lr, batch=batch, horizon=work.new)
@@ -69,7 +72,6 @@ def measure_parts(trainer: Trainer, parts: Parts) -> None:
 
 def main() -> None:
     channel, given = Channel(), arguments()
-    torch.set_num_threads(1)
     trainer = make_trainer(Path(given["folder"]), given["batch"], given["device"], given["dtype"])
     parts = Parts()
     measure_parts(trainer, parts)

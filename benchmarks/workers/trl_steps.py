@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import resource
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from benchmarks.pipe import Channel, arguments
 from benchmarks.timing import Parts
 
 ENOUGH_STEPS = 10_000
+Models = dict[str, Any]  # student, teacher, tokenizer
 
 
 class OnCommand(TrainerCallback):  # type: ignore[misc]
@@ -55,7 +55,7 @@ def common(work: workload.Workload, output: str, device: str, dtype: str) -> dic
             "gradient_checkpointing": False, "lr_scheduler_type": "constant"}
 
 
-def distillation(models: dict[str, Any], work: workload.Workload, rows: list[Any], settings: dict[str, Any],
+def distillation(models: Models, work: workload.Workload, rows: list[Any], settings: dict[str, Any],
                  callback: OnCommand) -> Any:
     """trl.DistillationTrainer, its stable trainer."""
     from trl import DistillationConfig, DistillationTrainer
@@ -67,9 +67,9 @@ def distillation(models: dict[str, Any], work: workload.Workload, rows: list[Any
                                processing_class=models["tokenizer"], callbacks=[callback])
 
 
-def gkd(models: dict[str, Any], work: workload.Workload, rows: list[Any], settings: dict[str, Any],
+def gkd(models: Models, work: workload.Workload, rows: list[Any], settings: dict[str, Any],
         callback: OnCommand) -> Any:
-    """trl.experimental.gkd.GKDTrainer. It reads, pads and discards a reference answer, here one of about equal length."""
+    """trl.experimental.gkd.GKDTrainer. It reads and discards a reference answer, here one of about equal length."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     answer = {"role": "assistant", "content": " ".join("abcdefgh"[i % 8] for i in range(work.new // 2))}
@@ -84,7 +84,7 @@ def gkd(models: dict[str, Any], work: workload.Workload, rows: list[Any], settin
 TRAINERS = {"DistillationTrainer": distillation, "GKDTrainer": gkd}
 
 
-def watch(trainer: Any, models: dict[str, Any], work: workload.Workload, parts: Parts, counts: dict[str, Any]) -> None:
+def watch(trainer: Any, models: Models, work: workload.Workload, parts: Parts, counts: dict[str, Any]) -> None:
     """Charge the trainer's stages to generation, teacher and student, and note loss and number of new tokens."""
     parts.wrap(models["student"], "generate", "generation")
     parts.wrap(models["teacher"], "forward", "teacher")
@@ -122,7 +122,7 @@ def main() -> None:
     folder, name = Path(given["folder"]), given["trainer"]
     work = workload.read(folder).with_batch(given["batch"])
     dtype = getattr(torch, given["dtype"])
-    models: dict[str, Any] = {role: Qwen3ForCausalLM.from_pretrained(folder / role, dtype=dtype).to(given["device"])
+    models: Models = {role: Qwen3ForCausalLM.from_pretrained(folder / role, dtype=dtype).to(given["device"])
                               for role in ("student", "teacher")}
     models["tokenizer"] = AutoTokenizer.from_pretrained(folder / "student")
     rows = workload.prompts(models["tokenizer"], work.prompt, max(256, work.batch))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin
-from opdbench.cli.output import print_json, table
 from opdbench.errors import UserError, unknown
 from opdbench.registry import Kind
+from opdbench.text import print_json, table
 
 CHECK_FAILED = 3
 

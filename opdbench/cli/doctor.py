@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from opdbench import hardware, provenance, registry
 from opdbench.cli.arguments import add_json, add_plugin
-from opdbench.cli.output import print_json, table
 from opdbench.cli.show import offline, read_manifest
 from opdbench.errors import UserError
+from opdbench.text import print_json, table
 
 if TYPE_CHECKING:
     from opdbench.models import Role

@@ -8,8 +8,8 @@ from typing import Any
 
 from opdbench import hardware, registry
 from opdbench.cli.arguments import add_json, add_plugin, one_of
-from opdbench.cli.output import bold, print_json, table
 from opdbench.registry import Description
+from opdbench.text import bold, print_json, table
 
 WHAT = ("methods", "tasks", "profiles")
 

@@ -90,7 +90,8 @@ def installed_version() -> str:
 def _report(error: UserError, *, as_json: bool) -> None:
     print(f"opdbench: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": {"problem": error.problem, "fix": error.fix, "exit_code": error.exit_code}}))
+        print(json.dumps({"status": "error", "error": {"problem": error.problem, "fix": error.fix,
+                                                       "exit_code": error.exit_code}}))
 
 
 if __name__ == "__main__":

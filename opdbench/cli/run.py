@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin
@@ -13,6 +14,14 @@ from opdbench.errors import UsageError
 if TYPE_CHECKING:
     from opdbench.resolve import Request
     from opdbench.schema.record import Record
+
+
+class Ended(NamedTuple):
+    """How one run ended."""
+
+    record: Record
+    place: str  # where the record is
+    exit_code: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +56,14 @@ def execute(args: argparse.Namespace) -> int:
     registry.describe("task", args.task, args.plugin)
     if args.dry_run:
         return _dry_run(args, seeds)
-    records = [_run(args, seed) for seed in seeds]
+    ended: list[Ended] = []
+    for seed in seeds:
+        ended.append(_run(args, seed))
+        if ended[-1].record.status == "cancelled":  # whoever stops one seed means all of them
+            break
     if args.json:
-        _print_json(args, records)
-    return max(0 if record.status == "completed" else 1 for record, _ in records)
+        _print_json(args, ended)
+    return max(run.exit_code for run in ended)
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
@@ -72,15 +85,17 @@ def _request(args: argparse.Namespace, seed: int) -> Request:
                    plugins=tuple(args.plugin), trust_pickle=args.trust_pickle)
 
 
-def _run(args: argparse.Namespace, seed: int) -> tuple[Record, str]:
+def _run(args: argparse.Namespace, seed: int) -> Ended:
     """One run, its progress on stderr and, unless --json, its summary on stdout."""
     from opdbench import run
     from opdbench.cli.progress import Display
-    from opdbench.report.summary import summary
+    from opdbench.report.summary import advice, summary
     from opdbench.resolve import resolve
-    from opdbench.store import RECORD
+    from opdbench.signals import Cancelled
+    from opdbench.store import RECORD, read_record
 
-    with Display(f"{args.method} on {args.task}, seed {seed}") as display:
+    unit = "tokens" if registry.describe("task", args.task, args.plugin).domains == ("lm",) else "steps"
+    with Display(f"{args.method} on {args.task}, seed {seed}", unit) as display:
         display.phase("resolving")
         plan = resolve(_request(args, seed))
         folder = run.run_folder(Path(args.results), plan.spec.recipe)
@@ -89,12 +104,16 @@ def _run(args: argparse.Namespace, seed: int) -> tuple[Record, str]:
         finished = folder.path.exists() and not args.fresh and _is_finished(folder)
         if finished:
             display.note("this run is finished; its record follows (add --fresh to run it again)")
-        record = run.execute(plan, folder, display, fresh=args.fresh)
+        try:
+            record = run.execute(plan, folder, display, fresh=args.fresh)
+            exit_code = 0 if record.status == "completed" else 1
+        except Cancelled as signal:
+            record, exit_code = read_record(folder.path / RECORD), 128 + signal.number  # as shells report it
     if not args.json:
-        print(summary(record, place))
-        if record.status == "completed":
-            print(f"\nnext: opdbench show {place}")
-    return record, place
+        print(f"{summary(record, place)}\n\nnext: {advice(record, place)}")
+    elif record.status != "completed":
+        print(f"opdbench: {record.status}: {record.reason}\n  fix: {advice(record, place)}", file=sys.stderr)
+    return Ended(record, place, exit_code)
 
 
 def _is_finished(folder: object) -> bool:
@@ -105,21 +124,21 @@ def _is_finished(folder: object) -> bool:
     return record is not None and record.status == "completed"
 
 
-def _print_json(args: argparse.Namespace, records: list[tuple[Record, str]]) -> None:
+def _print_json(args: argparse.Namespace, ended: list[Ended]) -> None:
     """One JSON object: the run's, or with --seeds one that lists them all."""
-    from opdbench.cli.output import print_json
     from opdbench.report.summary import as_json
+    from opdbench.text import print_json
 
-    values = [as_json(record, place) for record, place in records]
+    values = [as_json(record, place) for record, place, _ in ended]
     print_json(values[0] if args.seeds is None else {
         "status": "completed" if all(value["status"] == "completed" for value in values) else "failed", "runs": values})
 
 
 def _dry_run(args: argparse.Namespace, seeds: list[int]) -> int:
-    from opdbench.cli.output import print_json
     from opdbench.estimate import estimate
     from opdbench.report.plan import as_json, as_text
     from opdbench.resolve import resolve
+    from opdbench.text import print_json
 
     plan = resolve(_request(args, seeds[0]))
     cost = estimate(plan)

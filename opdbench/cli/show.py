@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from opdbench import hardware, registry
 from opdbench.cli.arguments import add_json, add_plugin
-from opdbench.cli.output import bold, fields, number, paragraph, print_json, table
 from opdbench.errors import UserError, unknown
 from opdbench.registry import Description
+from opdbench.text import bold, fields, number, paragraph, print_json, table
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin, one_of
-from opdbench.cli.output import print_json
 from opdbench.cli.show import score_words
 from opdbench.errors import UsageError, UserError
+from opdbench.text import print_json
 
 if TYPE_CHECKING:
     from opdbench.models import Role

@@ -125,7 +125,7 @@ def make_rows(ctx: Context, minibatch: Rollouts) -> Rows:
     """All rows of a minibatch at once, with the graph to the student's weights."""
     student, teacher = ctx.student, ctx.world.teacher
     features_nh = student.features(minibatch.input_bt, minibatch.length_b)[minibatch.mask_bt]
-    table = RowTable(minibatch, features_nh, student.project, None if teacher is None else teacher.project)
+    table = RowTable(minibatch, student.project, None if teacher is None else teacher.project)
     return table.chunk(features_nh, 0, len(features_nh))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdbench.cli.output import fields, table
+from opdbench.text import fields, table
 
 if TYPE_CHECKING:
     from opdbench.estimate import Estimate
@@ -29,8 +29,8 @@ def as_text(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> s
 
 
 def as_json(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> dict[str, Any]:
-    return {"status": "planned", "seeds": list(seeds), "record": _place(plan, results), "command": plan.request.command(),
-            "profile_reason": plan.profile_reason, "needs": str(plan.needs),
+    return {"status": "planned", "seeds": list(seeds), "record": _place(plan, results),
+            "command": plan.request.command(), "profile_reason": plan.profile_reason, "needs": str(plan.needs),
             "recipe": plan.spec.recipe.model_dump(mode="json"), "recipe_sha256": plan.spec.recipe.digest(),
             "execution": plan.spec.execution.model_dump(mode="json"), "origins": plan.spec.origins,
             "estimate": cost._asdict()}

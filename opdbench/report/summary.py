@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from opdbench.cli.output import fields, table
 from opdbench.schema.record import Record, Score
+from opdbench.text import fields, table
 
 _PHASES = ("before", "after", "teacher")
 _CURVE = ("loss", "reverse_kl", "forward_kl", "entropy", "length", "truncated")
@@ -28,6 +28,18 @@ def as_json(record: Record, place: str) -> dict[str, Any]:
         **{phase: {mode: score.model_dump() for mode, score in getattr(record, phase).items()} for phase in _PHASES},
         "gap_recovered": record.gap_recovered, "ledger": record.ledger, "stopped_by": record.stopped_by,
     }
+
+
+def advice(record: Record, place: str) -> str:
+    """What to type next."""
+    recipe, execution = record.recipe, record.execution
+    return {
+        "completed": f"opdbench show {place}",
+        "cancelled": "type the same command again: it goes on from the last checkpoint",
+        "diverged": f"take smaller steps, with --set lr={recipe.training.lr / 10:.3g}",
+        "oom": "hold less at one time, with --set "
+               f"micro_batch={max(1, execution.micro_batch // 2)} --set row_chunk={max(1, execution.row_chunk // 2)}",
+    }.get(record.status, "type the same command again")
 
 
 def _scores(record: Record) -> str:
@@ -55,7 +67,8 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     if ledger:
         yield "training", (f"{ledger['steps']} steps, {ledger['updates']} updates, {ledger['seconds']:.1f} s "
                            f"({ledger['cpu_seconds']:.1f} CPU-s), peak memory {ledger['peak_memory_bytes'] / 2**20:.0f} MiB")
-        yield "sampled", f"student {ledger['student_tokens']:,}, teacher {ledger['teacher_tokens']:,} tokens or steps"
+        yield "sampled", (f"{ledger['student_tokens']:,} tokens or steps by the student, "
+                          f"{ledger['teacher_tokens']:,} by the teacher")
         yield "teacher scored", f"{ledger['teacher_scored']:,} states"
         yield "compute", ", ".join([f"{ledger['total_flops']:.3g} FLOPs", *(
             f"{part.replace('_', ' ')} {flops / ledger['total_flops']:.0%}" for part, flops in ledger["flops"].items())])
@@ -67,4 +80,4 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _gap(value: float | None) -> str:
-    return "    -   (before and teacher cannot be told apart)" if value is None else f"{100 * value:5.1f}%"
+    return "    -   (the teacher is not measurably better than before)" if value is None else f"{100 * value:5.1f}%"

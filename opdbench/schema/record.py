@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from opdbench.schema.spec import Execution, Recipe
 
-SCHEMA_VERSION = 1
 Status = Literal["started", "completed", "diverged", "oom", "cancelled", "error"]
 Phase = Literal["before", "teacher", "after"]
 MEASURED_LEDGER = ("seconds", "cpu_seconds", "peak_memory_bytes")
@@ -56,7 +55,7 @@ class Record(BaseModel):
     """One run."""
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     id: str = Field(description="first 12 digits of the recipe's sha256")
     status: Status = "started"
     reason: str | None = Field(None, description="why it ended, when it did not complete")
@@ -70,8 +69,8 @@ class Record(BaseModel):
     teacher: dict[str, Score] = Field(default_factory=dict)
     after: dict[str, Score] = Field(default_factory=dict)
     gap_recovered: dict[str, float | None] = Field(
-        default_factory=dict, description="(after - before) / (teacher - before), by mode; None when before and teacher "
-        "cannot be told apart")
+        default_factory=dict, description="(after - before) / (teacher - before), by mode; None when the teacher is "
+        "not measurably better than before")
     ledger: dict[str, Any] = Field(default_factory=dict)
     validation: list[dict[str, float]] = Field(default_factory=list, description="greedy scores during training")
     curve: list[dict[str, float]] = Field(default_factory=list, description="diagnostics by step, thinned evenly")
@@ -90,8 +89,9 @@ class Record(BaseModel):
 def gap_recovered(before: Score, teacher: Score, after: Score) -> float | None:
     """(after - before) / (teacher - before): 0 is no progress, 1 the teacher.
 
-    None when the intervals of before and teacher overlap: a share of a gap that may not be there means nothing.
+    None unless the teacher's interval lies above the one before: a share of a gap that may not be there, or that points
+    the wrong way, means nothing.
     """
-    if before.low <= teacher.high and teacher.low <= before.high:
+    if teacher.low <= before.high:
         return None
     return (after.mean - before.mean) / (teacher.mean - before.mean)

@@ -1,7 +1,8 @@
 """What a run is asked to do: the recipe (what is computed) and the execution (how it is computed).
 
 Two runs with the same recipe compute the same thing; `Recipe.digest` names it. A hardware profile may only choose the
-`Execution`, so it can never change a result beyond rounding.
+`Execution`: it changes speed, memory, rounding, and (another device or generation batch) which random draws sampling
+happens to make, never what is drawn from or minimised.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Recipe(Frozen):
 
 
 class Execution(Frozen):
-    """How it is computed. Changes speed, memory and rounding only."""
+    """How it is computed; see the module's docstring for what that may change."""
 
     profile: str = Field("cpu-2", description="the hardware profile that this came from")
     device: Literal["cpu", "cuda"] = "cpu"
