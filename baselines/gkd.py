@@ -43,6 +43,9 @@ class GKD(Distiller):
             "teacher", description="the fixed data: the teacher's samples, or the task's reference solutions")
         loss_temperature: float = Field(1.0, gt=0, description="of both distributions, in the loss only; not of sampling")
 
+    def uses_solutions(self) -> bool:
+        return bool(self.params.data == "solutions" and self.params.lmbda < 1)
+
     def collect(self, ctx: Context) -> Rollouts:
         if ctx.rng("data").random() < self.params.lmbda:
             return ctx.rollout(Student(ctx.training.temperature))

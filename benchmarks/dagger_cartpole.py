@@ -53,7 +53,8 @@ def _write_arrays(path: Path) -> None:
     import numpy as np
     from safetensors.numpy import load_file
 
-    np.savez(path, **load_file(TEACHER / "policy.safetensors"))
+    arrays: dict[str, Any] = load_file(TEACHER / "policy.safetensors")
+    np.savez(path, **arrays)
 
 
 def _report(reports: Mapping[str, Reports], versions: str) -> str:

@@ -1,8 +1,8 @@
 """One on-policy step beside TRL's trainers: `python -m benchmarks.opd_step --peers-python PYTHON`.
 
-Equal work in one run: the same weights and prompts, the same number of new tokens (nothing stops early), reverse KL over
-the whole vocabulary, AdamW, float32, one thread. Competitors run in processes of their own and take steps in turns.
-What is compared is CPU time, which other processes disturb less than they disturb wall time.
+Equal work in one run: the same weights and prompts, the same number of new tokens (nothing stops early), reverse KL
+over the whole vocabulary, AdamW, float32, one thread. Competitors run in processes of their own and take steps in
+turns. What is compared is CPU time, which other processes disturb less than they disturb wall time.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ def measure(folder: Path, batch: int, trainers: Sequence[str], peers_python: str
     Raises:
         RuntimeError: a competitor wrote another number of tokens.
     """
-    shared = {"folder": str(folder), "batch": batch, "device": "cpu", "dtype": "float32"}
+    shared = {"folder": str(folder), "batch": batch}
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(sys.executable, "benchmarks.workers.opdbench_steps", shared))]
-        workers += [stack.enter_context(Worker(peers_python, "benchmarks.workers.trl_steps",
-                                               {**shared, "trainer": trainer})) for trainer in trainers]
+        workers = [stack.enter_context(Worker(sys.executable, "benchmarks.workers.opdbench_steps",
+                                              {**shared, "profile": "cpu-2"}))]
+        workers += [stack.enter_context(Worker(
+            peers_python, "benchmarks.workers.trl_steps",
+            {**shared, "trainer": trainer, "device": "cpu", "micro_batch": batch})) for trainer in trainers]
         reports = interleave(workers, warmup=warmup, repeats=repeats)
         about = {worker.about["name"]: worker.about["version"] for worker in workers}
     expected = batch * workload.read(folder).new
@@ -62,11 +64,12 @@ def measure(folder: Path, batch: int, trainers: Sequence[str], peers_python: str
 
 def _main_section(folder: Path, work: workload.Workload, given: argparse.Namespace, trainers: Sequence[str]) -> str:
     _progress(f"batch {work.batch}: {given.repeats} rounds of {', '.join((OURS, *trainers))}")
+    peak = matmul_peak()
     about, reports = measure(folder, work.batch, trainers, given.peers_python, warmup=given.warmup,
                              repeats=given.repeats)
-    peak = matmul_peak()
+    peak = max(peak, matmul_peak())  # a limit, so the best that was seen
     flops = fmean(report["flops"] for report in reports[OURS])
-    ours = median(report["cpu"] for report in reports[OURS])
+    ours = median(report["seconds"] for report in reports[OURS])
     rows = [_row(name, own, ours, flops / peak) for name, own in reports.items()]
     header = ("one step, CPU seconds", "median (range)", *PARTS, "opdbench takes", "of the FLOP limit", "loss", "MB")
     return "\n".join([
@@ -78,9 +81,9 @@ def _main_section(folder: Path, work: workload.Workload, given: argparse.Namespa
 
 
 def _row(name: str, reports: Reports, ours: float, limit: float) -> list[str]:
-    spread = Spread.of([report["cpu"] for report in reports])
+    spread = Spread.of([report["seconds"] for report in reports])
     parts = {part: fmean(report["parts"].get(part, 0.0) for report in reports) for part in PARTS[:-1]}
-    parts["rest"] = fmean(report["cpu"] for report in reports) - sum(parts.values())
+    parts["rest"] = fmean(report["seconds"] for report in reports) - sum(parts.values())
     share = "" if name == OURS else f"{ours / spread.median:.2f} of it"
     return [name, str(spread), *(f"{parts[part]:.3f}" for part in PARTS), share, f"{limit / spread.median:.1%}",
             f"{reports[0]['loss']:.4f}", f"{max(report['memory'] for report in reports) / 1e6:.0f}"]
@@ -100,7 +103,7 @@ def _batch_section(folder: Path, work: workload.Workload, given: argparse.Namesp
 
 def _per_block(reports: Reports, batch: int, work: workload.Workload) -> list[str]:
     blocks = batch / work.batch
-    step = median(report["cpu"] for report in reports) / blocks
+    step = median(report["seconds"] for report in reports) / blocks
     generation = median(report["parts"]["generation"] for report in reports) / blocks
     return [f"{step:.3f}", f"{generation:.3f}"]
 

@@ -1,8 +1,9 @@
-"""CPU time by part, the machine's matrix-product limit, and tables."""
+"""Time by part, the machine's matrix-product limit, and tables."""
 
 from __future__ import annotations
 
 import functools
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,31 @@ from statistics import median
 from typing import Any, NamedTuple
 
 
-class Parts:
-    """Seconds of CPU (all threads of the process) by part; a part inside another is taken out of the outer one.
+def clock_of(device: str) -> Callable[[], float]:
+    """CPU seconds of this process; for an accelerator wall seconds, once it has nothing left to do."""
+    if device == "cpu":
+        return time.process_time
 
-    Attributes:
-        clock: `time.process_time` by default; for accelerators a clock that waits for them.
-    """
+    def when_idle() -> float:
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return when_idle
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory that this process has used: of the accelerator, or resident."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
+class Parts:
+    """Seconds by part; a part inside another is taken out of the outer one."""
 
     def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
         self.clock = clock
@@ -73,7 +93,7 @@ class Spread(NamedTuple):
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def matmul_peak(size: int = 1024, repeats: int = 5) -> float:
+def matmul_peak(size: int = 1024, repeats: int = 20) -> float:
     """FLOP/s of a float32 matrix product on one thread, the best of some: the limit that no model exceeds."""
     import torch
 

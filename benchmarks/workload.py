@@ -71,8 +71,9 @@ def write_tokenizer(folder: Path, vocabulary: int) -> None:
     backend.train_from_iterator(lines, trainers.BpeTrainer(
         vocab_size=min(vocabulary, 1024), special_tokens=SPECIAL, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIAL[2], pad_token=SPECIAL[0],
-                                        additional_special_tokens=[SPECIAL[1]], padding_side="left")
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token=SPECIAL[2], pad_token=SPECIAL[0], additional_special_tokens=[SPECIAL[1]],
+        padding_side="left")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
 
@@ -88,15 +89,23 @@ def config(size: Size, vocabulary: int, context: int) -> dict[str, Any]:
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 
 
-def write_models(workload: Workload, folder: Path) -> None:
-    """`folder/student` and `folder/teacher`, with the tokenizer in both; and the workload beside them."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def write_models(workload: Workload, folder: Path, *, device: str = "cpu", dtype: str = "float32") -> None:
+    """`folder/student` and `folder/teacher`, with the tokenizer in both; and the workload beside them.
 
+    Args:
+        device: where the random weights are drawn; a large model takes minutes on a CPU.
+        dtype: of the weights as they are drawn and stored.
+    """
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM, logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for seed, (role, size) in enumerate([("teacher", workload.teacher), ("student", workload.student)]):
         torch.manual_seed(seed)
         settings = config(size, workload.vocabulary, workload.prompt + workload.new)
-        model = Qwen3ForCausalLM(Qwen3Config(**settings))
+        with torch.device(device):
+            model: Any = Qwen3ForCausalLM._from_config(  # type: ignore[no-untyped-call]
+                Qwen3Config(**settings), dtype=getattr(torch, dtype))
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
         model.save_pretrained(folder / role)
         write_tokenizer(folder / role, workload.vocabulary)
@@ -111,7 +120,8 @@ def read(folder: Path) -> Workload:
 
 def prompts(tokenizer: Any, length: int, n: int) -> list[list[dict[str, str]]]:
     """`n` conversations whose rendered prompt has exactly `length` tokens."""
-    rng, found = Random(1), []
+    rng = Random(1)
+    found: list[list[dict[str, str]]] = []
     while len(found) < n:
         words = [rng.choice("abcdefgh")]
         while (size := _rendered(tokenizer, " ".join(words))) < length:

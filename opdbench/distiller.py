@@ -82,6 +82,10 @@ class Distiller(ABC):
         """What the teacher must reveal with these parameters."""
         return self.needs
 
+    def uses_solutions(self) -> bool:
+        """Whether it learns from reference solutions with these parameters: refused early on a task without any."""
+        return False
+
     @abstractmethod
     def collect(self, ctx: Context) -> Rollouts:
         """Make or fetch the trajectories of this step."""

@@ -1,74 +1,88 @@
-"""What a plan will cost, before anything is started: bounds from sizes, not promises.
+"""What a plan will cost, before anything is started.
 
-Tokens are an upper bound (every trajectory as long as the horizon). FLOPs follow from them and the parameter counts,
-which are read from the headers of the weight files. Time is FLOPs at the speed of a matrix product measured now, and so
-a lower bound: small models are bound by dispatch, environments and tokenizers cost extra.
+Tokens and FLOPs are upper bounds: every trajectory as long as the horizon, and each trained on once (a method that
+replays data trains on more). Sizes are read from the headers of the weight files and from the configurations; no weight
+is loaded. Memory and time are estimates, good to a factor of about two: time is what the FLOPs take at the speed of a
+matrix product measured now, and what it takes to dispatch the operations of one decoding step after the other.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opdbench.distiller import Needs
+from opdbench.errors import UserError
+from opdbench.ledger import peak_memory
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
-from opdbench.task import ControlTask
+from opdbench.task import ControlTask, LanguageTask
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+_DISPATCHES_A_LAYER = 20  # of a decoder's forward pass
+_DISPATCHES_A_STEP = 40  # sampling, bookkeeping, the first and the last layer
+_VALUES_A_UNIT = 22  # kept for the backward pass, for every unit of a layer's width and every token
+_LOGIT_COPIES = 6  # logits and log-probabilities of both models and their gradients, in float32
+_PROMPTS_READ = 64
+
+
+class Size(NamedTuple):
+    """What a model's cost depends on; zeros for no model."""
+
+    parameters: int = 0
+    embedding: int = 0  # parameters of a table that is only looked up
+    layers: int = 0
+    width: int = 0
+    attention_width: int = 0  # heads x their size
+    cache_width: int = 0  # values that one layer caches for one token
+    actions: int = 0
+
+    def flops(self, context: float) -> float:
+        """Of one state's forward pass, after `context` inputs."""
+        return 2.0 * (self.parameters - self.embedding) + 4.0 * self.layers * self.attention_width * context
 
 
 class Estimate(NamedTuple):
-    """None where a budget does not say (seconds only)."""
+    """None where nothing can be said: a budget of seconds only, or a device that is not here."""
 
     steps: int | None
-    tokens: int | None  # upper bound on what is sampled, by the student or the teacher as the method has it
-    flops: float | None
-    memory_bytes: int  # weights, gradients, optimizer state and one chunk of logits
-    seconds: float | None  # lower bound
+    tokens: int | None  # at most; sampled by the student or the teacher, as the method has it
+    prompt_tokens: int | None  # read besides, environment turns not counted
+    flops: float | None  # at most, for methods that train once on what they sample
+    memory_bytes: int  # at the peak: of the process on a CPU, of the accelerator elsewhere
+    seconds: float | None  # of training
     student_parameters: int
     teacher_parameters: int
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Bounds on the cost of training; evaluation comes on top."""
+    """The cost of training; evaluation comes on top.
+
+    Raises:
+        UserError: a model's files cannot be read.
+    """
     training, execution = plan.spec.recipe.training, plan.spec.execution
-    student = _student_parameters(plan)
-    teacher = parameters(plan.teacher) if plan.teacher is not None else 0
-    per_step = training.batch * (training.horizon or 1)
-    steps = _steps(plan, per_step)
-    tokens = None if steps is None else steps * per_step
+    student, teacher = _student_size(plan), _size(plan, plan.teacher)
+    horizon = training.horizon or 1
+    steps = _steps(plan, training.batch * horizon)
+    prompt = _mean_prompt(plan)
+    flops_a_step = training.batch * (prompt + horizon) * _flops_a_state(plan, student, teacher, (prompt + horizon) / 2)
+    tokens = prompt_tokens = flops = seconds = None
+    if steps is not None:
+        tokens, prompt_tokens = steps * training.batch * horizon, round(steps * training.batch * prompt)
+        flops = steps * flops_a_step
+        if _is_here(execution):
+            seconds = flops / _flops_per_second(execution) + steps * _waiting(plan, student)
+    return Estimate(steps, tokens, prompt_tokens, flops, _memory(plan, student, teacher, prompt + horizon), seconds,
+                    student.parameters, teacher.parameters)
+
+
+def _flops_a_state(plan: Plan, student: Size, teacher: Size, context: float) -> float:
+    """One forward pass to act, one with its backward pass (twice as much) to learn, and the teacher's."""
     scored = plan.needs not in (Needs.NOTHING, Needs.TEXT)
-    flops = None if tokens is None else tokens * (2.0 * student + 6.0 * student + 2.0 * teacher * scored)
-    seconds = None if flops is None else flops / _flops_per_second(execution)
-    return Estimate(steps, tokens, flops, _memory(execution, student, teacher, _vocabulary(plan)), seconds, student,
-                    teacher)
-
-
-def parameters(path: Path) -> int:
-    """Number of parameters in a model's safetensors files, from their headers."""
-    from safetensors import safe_open
-
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    total = 0
-    for file in files:
-        with safe_open(file, framework="numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for extent in weights.get_slice(name).get_shape():
-                    size *= extent
-                total += size
-    return total
-
-
-def _student_parameters(plan: Plan) -> int:
-    if plan.student is not None:
-        return parameters(plan.student)
-    assert isinstance(plan.task, ControlTask)
-    from opdbench.rl.world import fresh_student
-
-    return fresh_student(plan.task, plan.spec.recipe.seed).n_parameters()
+    return 4 * student.flops(context) + scored * teacher.flops(context)
 
 
 def _steps(plan: Plan, per_step: int) -> int | None:
@@ -79,32 +93,151 @@ def _steps(plan: Plan, per_step: int) -> int | None:
     return min(limits) if limits else None
 
 
-def _vocabulary(plan: Plan) -> int:
-    """Size of the action space, as far as the configuration says it."""
-    import json
+def _mean_prompt(plan: Plan) -> float:
+    """Mean length of the first prompts, in tokens; 0 in control tasks."""
+    if not isinstance(plan.task, LanguageTask) or plan.student is None:
+        return 0.0
+    from opdbench.lm.tokenizer import Tokenizer
 
-    for path in (plan.student, plan.teacher):
-        for name, key in (("config.json", "vocab_size"), ("policy.json", "n_actions")):
-            if path is not None and (path / name).is_file():
-                return int(json.loads((path / name).read_text()).get(key, 0))
-    return 0
+    tokenizer = Tokenizer.load(plan.student)
+    examples = plan.task.examples("train")[:_PROMPTS_READ]
+    return sum(len(tokenizer.render(example.prompt)) for example in examples) / len(examples)
 
 
-def _memory(execution: Execution, student: int, teacher: int, actions: int) -> int:
-    width = _BYTES[execution.dtype]
-    weights = student * (width + width + 2 * width) + teacher * _BYTES[execution.teacher_dtype]
-    # Logits of student and teacher, their log-probabilities and the gradient, in float32, for one chunk of rows.
-    return weights + 5 * 4 * execution.row_chunk * actions
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+def _student_size(plan: Plan) -> Size:
+    if plan.student is not None:
+        return _size(plan, plan.student)
+    assert isinstance(plan.task, ControlTask)
+    from opdbench.rl.world import fresh_student
+
+    student = fresh_student(plan.task, plan.spec.recipe.seed)
+    return Size(student.n_parameters(), layers=len(plan.task.student_hidden) + 1, actions=student.n_actions)
+
+
+def _size(plan: Plan, path: Path | None) -> Size:
+    if path is None:
+        return Size()
+    if isinstance(plan.task, ControlTask):
+        from opdbench.rl.load import load_policy
+
+        policy = load_policy(path, trust_pickle=plan.request.trust_pickle)
+        return Size(policy.n_parameters(), layers=len(policy.architecture.layer_sizes()), actions=policy.n_actions)
+    from opdbench.lm.checkpoint import read_config
+
+    config = read_config(path)
+    return _language_size(config.get("text_config", config), parameters(path))
+
+
+def _language_size(config: dict[str, Any], n_parameters: int) -> Size:
+    """From a transformers configuration, whatever its architecture; what it does not say counts as zero."""
+    width, heads = int(config.get("hidden_size", 0)), int(config.get("num_attention_heads", 0))
+    head = int(config.get("head_dim") or (width // heads if heads else 0))
+    actions = int(config.get("vocab_size", 0))
+    return Size(n_parameters, 0 if config.get("tie_word_embeddings") else actions * width,
+                int(config.get("num_hidden_layers", 0)), width, heads * head,
+                2 * head * int(config.get("num_key_value_heads") or heads), actions)
+
+
+def parameters(folder: Path) -> int:
+    """Number of parameters in a model's safetensors files, from their headers.
+
+    Raises:
+        UserError: a file is cut short or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                for name in weights.keys():  # noqa: SIM118 - not a dict
+                    size = 1
+                    for extent in weights.get_slice(name).get_shape():
+                        size *= extent
+                    total += size
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is cut short or not a safetensors file: {error}",
+                            "download the model again, or pass another") from None
+    return total
+
+
+# --------------------------------------------------------------------------------------------------- memory and time
+
+
+def _memory(plan: Plan, student: Size, teacher: Size, length: float) -> int:
+    """The libraries, the weights, and the larger of what generating and what training holds at one time."""
+    training, execution = plan.spec.recipe.training, plan.spec.execution
+    width, teacher_width = _BYTES[execution.dtype], _BYTES[execution.teacher_dtype]
+    # Weights, gradient and two moments; bfloat16 weights have a float32 copy, with float32 moments.
+    weights = student.parameters * (16 if width == 2 else 4 * width) + teacher.parameters * teacher_width
+    together = min(training.batch, execution.generation_batch) * length
+    generating = together * student.layers * student.cache_width * width
+    rows = min(execution.row_chunk, training.batch * length)
+    tokens = min(execution.micro_batch, training.batch) * length
+    learning = (rows * student.actions * 4 * _LOGIT_COPIES
+                + tokens * student.layers * student.width * _VALUES_A_UNIT * width)
+    here = peak_memory() if execution.device == "cpu" else 0
+    return round(here + weights + max(generating, learning))
+
+
+def _waiting(plan: Plan, student: Size) -> float:
+    """Seconds a training step that no arithmetic explains: dispatching operations, and the environment."""
+    training, execution = plan.spec.recipe.training, plan.spec.execution
+    horizon = training.horizon or 1
+    groups = -(-training.batch // execution.generation_batch) if isinstance(plan.task, LanguageTask) else 1
+    passes = groups * horizon + 3 * -(-training.batch // execution.micro_batch)
+    dispatches = passes * (student.layers * _DISPATCHES_A_LAYER + _DISPATCHES_A_STEP)
+    return dispatches * _seconds_a_dispatch(execution) + training.batch * horizon * _seconds_an_environment_step(plan)
+
+
+def _is_here(execution: Execution) -> bool:
+    import torch
+
+    return execution.device == "cpu" or torch.cuda.is_available()
 
 
 def _flops_per_second(execution: Execution) -> float:
-    """Speed of one matrix product on the execution's device, in its precision, measured for about 0.1 s."""
+    """Speed of one matrix product on the execution's device, in its precision."""
     import torch
 
     size = 256 if execution.device == "cpu" else 4096
     a = torch.ones(size, size, dtype=getattr(torch, execution.dtype), device=execution.device)
+    return 2 * size**3 / _seconds_each(lambda: (a @ a)[0, 0].item())
+
+
+def _seconds_a_dispatch(execution: Execution) -> float:
+    import torch
+
+    a = torch.ones(8, 8, dtype=getattr(torch, execution.dtype), device=execution.device)
+    return _seconds_each(lambda: a + a)
+
+
+def _seconds_an_environment_step(plan: Plan) -> float:
+    if not isinstance(plan.task, ControlTask):
+        return 0.0
+    environment = plan.task.make()
+    try:
+        environment.reset(seed=0)
+        environment.action_space.seed(0)
+
+        def step() -> None:
+            *_, terminated, truncated, _ = environment.step(environment.action_space.sample())
+            if terminated or truncated:
+                environment.reset()
+
+        return _seconds_each(step)
+    finally:
+        environment.close()
+
+
+def _seconds_each(work: Callable[[], object]) -> float:
+    """Of one call, over about 0.05 s, after a first one that does not count."""
+    work()
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < 0.1:
-        (a @ a)[0, 0].item()
+    while (passed := time.perf_counter() - began) < 0.05:
+        work()
         count += 1
-    return count * 2 * size**3 / (time.perf_counter() - began)
+    return passed / count

@@ -95,8 +95,9 @@ def resolve(request: Request) -> Plan:
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
     budget, budget_origin = parse_budget(request.budget, task_class.budget)
     task = task_class(data=request.data, params=settled["task"])
-    needs = method_class(settled["method"]).requires()
-    teacher, teacher_path = _teacher(request, task, needs, choice.profile)
+    method = method_class(settled["method"])
+    _check_solutions(method, task)
+    teacher, teacher_path = _teacher(request, task, method.requires(), choice.profile)
     student, student_path = _student(request, task, choice.profile)
     recipe = Recipe(
         method=method_class.name, method_sha256=_code_sha256(method_class), params=settled["method"].model_dump(),
@@ -109,6 +110,14 @@ def resolve(request: Request) -> Plan:
                else profile_origin}
     return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method_class,
                 settled["method"], task, teacher_path, student_path, choice.reason, request)
+
+
+def _check_solutions(method: Distiller, task: Task) -> None:
+    if not method.uses_solutions():
+        return
+    if not isinstance(task, LanguageTask) or task.examples("train")[0].solution is None:
+        raise UserError(f"{method.name} is to learn from reference solutions, and {task.id} has none",
+                        "let it learn from the teacher's own, such as --set data=teacher")
 
 
 def _task_training(task_class: type[Task]) -> dict[str, Any]:

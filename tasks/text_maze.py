@@ -144,7 +144,7 @@ class TextMaze(TinyTask):
     teacher: ClassVar[str | None] = "text-maze/teacher"
     student: ClassVar[str | None] = "text-maze/student"
     max_new_tokens: ClassVar[int] = 2 * 2 * (DISTANCES.stop - 1)  # two tokens a move, twice the longest distance
-    training: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "batch": 48}
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-3, "batch": 48}
     budget: ClassVar[Mapping[str, float]] = {"steps": 60}
     recipes: ClassVar[Mapping[Role, Recipe]] = {
         "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=500, batch=32, lr=6e-3),

@@ -52,10 +52,13 @@ def test_gradients_in_closed_form() -> None:
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
 def test_jsd_is_the_entropy_of_the_mixture_less_the_mean_entropy(beta: float) -> None:
     """An independent closed form: H(m) - beta H(p) - (1 - beta) H(q), with m = beta p + (1 - beta) q."""
-    teacher, student = Categorical(random_logits(6, 5, seed=1)), Categorical(random_logits(6, 5, seed=2))
+    teacher, logits = Categorical(random_logits(6, 5, seed=1)), leaf(6, 5, seed=2)
+    student = Categorical(logits)
     mixture = Categorical((beta * teacher.p_na + (1 - beta) * student.p_na).log())
     expected = mixture.entropy() - beta * teacher.entropy() - (1 - beta) * student.entropy()
-    assert near(generalized_jsd(teacher, student, beta), expected)
+    found = generalized_jsd(teacher, Categorical(logits), beta)
+    assert near(found, expected)
+    assert near(gradient(found, logits), gradient(expected, logits))
 
 
 def test_l6_jsd_tends_to_the_kls_when_it_is_rescaled() -> None:

@@ -143,7 +143,7 @@ def test_r1_on_policy_methods_learn_the_way_back(cls: type[Distiller], params: d
     assert cost(tables, slipping[0]) < 0.8 * cost(tables, slipping[1])
 
 
-# -------------------------------------------------------------------------------------- R5: fields that are no gradients
+# ------------------------------------------------------------------------------------- R5: fields that are no gradients
 
 
 def every_state(world: ControlWorld, tables: Tables) -> Rollouts:
@@ -187,10 +187,11 @@ def shared_policies(tables: Tables, n_features: int | None) -> tuple[StatePolicy
             StatePolicy(*sizes, generator(4), scale=1.0, n_features=n_features))
 
 
-@pytest.mark.parametrize(("cls", "params"), [(GKD, {"divergence": "forward_kl"}), (OPD, {}), (DAgger, {"labels": "soft"})])
+@pytest.mark.parametrize(("cls", "params"), [
+    (GKD, {"divergence": "forward_kl"}), (OPD, {}), (DAgger, {"labels": "soft"})])
 def test_r5_on_policy_distillation_is_no_gradient_field_and_teacher_driven_distillation_is_one(
         cls: type[Distiller], params: dict[str, Any]) -> None:
-    """Czarnecki et al. 2019: with shared parameters, the Jacobian of the expected update is symmetric only off-policy."""
+    """Czarnecki et al. 2019: with shared parameters, the expected update's Jacobian is symmetric only off-policy."""
     tables = corridor()
     student, teacher = shared_policies(tables, n_features=2)
     method = make(cls, **params)
@@ -204,7 +205,7 @@ def test_r5_in_a_table_both_fields_point_to_the_same_side() -> None:
     """With full support and independent states they never oppose each other; that is why on-policy works there."""
     tables = corridor()
     student, teacher = shared_policies(tables, n_features=None)
-    for seed in range(5):
+    for seed in range(10, 15):
         with torch.no_grad():
             student.table.normal_(generator=generator(seed))
         fields = [field(make(KD), tables, student, teacher, actor) for actor in (student, teacher)]

@@ -202,25 +202,17 @@ def test_the_sampled_advantage_is_a_constant(world: EnumerableWorld) -> None:
 
 
 def test_stale_samples_are_reweighted_to_the_current_student() -> None:
-    """The ratio q / q_old makes the sum over the old sampler's actions the sum over the student's."""
-    world = small_language()
-    sampler = PrefixPolicy(generator(7), scale=1.0)
-    rollouts, ctx, method = world.completions(), context(world), make(OPD, estimator="sampled")
-    stale = replace(rollouts, behaviour_logp_bt=step_logp(sampler, rollouts).detach())
+    """In expectation over the old sampler q_old: - sum_a q(a) (log p(a) - log q_old(a)), in value and gradient."""
+    world, sampler = small_language(), PrefixPolicy(generator(7), scale=1.0)
+    single = world.completions(horizon=1)  # one decision each: every action after every prompt
+    ctx, method = context(world), make(OPD, estimator="sampled")
+    stale = replace(single, behaviour_logp_bt=step_logp(sampler, single).detach())
     rows = make_rows(ctx, ctx.score(stale, method.requires()))
-    first = rollouts.mask_bt & (rollouts.mask_bt.cumsum(1) == 1)  # all three actions in the states after the prompts
-    is_first_n = first[rollouts.mask_bt]
-    q_old_n, ratio_n = rows.behaviour_logp_n.exp(), method.loss(rows, ctx).scalars["importance_ratio"]
-    one_each = _one_row_for_each_action(rollouts, is_first_n)
-    assert near((q_old_n * ratio_n)[one_each].sum(), 4.0)  # one for each prompt
-
-
-def _one_row_for_each_action(rollouts: Rollouts, is_first_n: Tensor) -> Tensor:
-    """Rows of the first decisions, one for every pair of prompt and action."""
-    example_n = rollouts.columns["example"].repeat_interleave(rollouts.mask_bt.sum(1))
-    action_n = rollouts.action_bt[rollouts.mask_bt]
-    chosen = {(int(example_n[row]), int(action_n[row])): row for row in is_first_n.nonzero()[:, 0].tolist()}
-    return torch.tensor(list(chosen.values()))
+    found = (rows.behaviour_logp_n.exp() * method.loss(rows, ctx).value_n).sum()
+    advantage_n = rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n
+    expected = -(rows.student.logp(rows.action_n).exp() * advantage_n).sum()
+    assert len(rows) == 4 * 3 and near(found, expected)
+    assert near(flat_gradient(found, world.student, retain_graph=True), flat_gradient(expected, world.student))
 
 
 # --------------------------------------------------------------------------------------------- fixed points and masks

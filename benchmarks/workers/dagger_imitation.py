@@ -19,7 +19,7 @@ from imitation.algorithms import bc
 from imitation.algorithms.dagger import SimpleDAggerTrainer
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from benchmarks.dagger_rules import Rules, reached
 from benchmarks.pipe import Channel, arguments
@@ -32,7 +32,7 @@ class Reached(Exception):
     """Ends `train` from within, with the final score."""
 
 
-class CountSteps(VecEnvWrapper):  # type: ignore[misc]
+class CountSteps(VecEnvWrapper):
     """Counts environment steps, those of unfinished episodes included."""
 
     steps = 0
@@ -62,7 +62,8 @@ class Timed(SimpleDAggerTrainer):  # type: ignore[misc]
         return int(round_number)
 
     def _evaluate(self, episodes: int) -> float:
-        return float(evaluate_policy(self.policy, self.test_venv, n_eval_episodes=episodes, warn=False)[0])
+        mean, _ = evaluate_policy(self.policy, self.test_venv, n_eval_episodes=episodes, warn=False)
+        return float(np.mean(mean))
 
 
 def make_venv(seed: int) -> DummyVecEnv:
@@ -71,7 +72,7 @@ def make_venv(seed: int) -> DummyVecEnv:
     return venv
 
 
-def load_teacher(path: Path, venv: DummyVecEnv) -> ActorCriticPolicy:
+def load_teacher(path: Path, venv: VecEnv) -> ActorCriticPolicy:
     """The same teacher as opdbench's, from plain arrays, in the class that Stable-Baselines3 would have it in."""
     arrays = {name: torch.from_numpy(array) for name, array in np.load(path, allow_pickle=False).items()}
     widths = [len(arrays["layers.0.bias"]), len(arrays["layers.1.bias"])]

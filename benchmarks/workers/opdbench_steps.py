@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ import torch
 
 from benchmarks import workload
 from benchmarks.pipe import Channel, arguments
-from benchmarks.timing import Parts
-from opdbench import worlds
+from benchmarks.timing import Parts, clock_of, peak_bytes
+from opdbench import hardware, worlds
 from opdbench.baselines.opd import OPD
 from opdbench.context import Context
-from opdbench.ledger import Ledger, peak_memory
+from opdbench.ledger import Ledger
 from opdbench.lm.model import load
 from opdbench.lm.world import LanguageWorld
 from opdbench.loop import Trainer
-from opdbench.schema.spec import Budget, Execution, Training
+from opdbench.schema.spec import Budget, Training
 from opdbench.task import Example, LanguageTask, Split
 
 
@@ -46,13 +45,13 @@ class FixedLength(LanguageTask):
         return "0" * 64
 
 
-def make_trainer(folder: Path, batch: int, device: str, dtype: str) -> Trainer:
-    """opdbench's loop on a workload; micro-batches and chunks as the shipped profiles have them."""
+def make_trainer(folder: Path, batch: int, profile: str) -> Trainer:
+    """opdbench's loop on a workload; precision, micro-batches and chunks are those of a shipped hardware profile."""
     work = workload.read(folder).with_batch(batch)
-    execution = Execution(device=device, dtype=dtype, teacher_dtype=dtype, threads=1)  # type: ignore[arg-type]
+    execution = hardware.load(profile).execution()
     worlds.set_threads(execution)
-    student, teacher = (load(folder / role, dtype=getattr(torch, dtype), device=device)
-                        for role in ("student", "teacher"))
+    student = load(folder / "student", dtype=getattr(torch, execution.dtype), device=execution.device)
+    teacher = load(folder / "teacher", dtype=getattr(torch, execution.teacher_dtype), device=execution.device)
     world = LanguageWorld(FixedLength(work, student.tokenizer.inner), student, teacher, seed=0,
                           generation_batch=execution.generation_batch, teacher_batch=execution.teacher_batch)
     training = Training(lr=work.lr, batch=batch, horizon=work.new)
@@ -72,17 +71,18 @@ def measure_parts(trainer: Trainer, parts: Parts) -> None:
 
 def main() -> None:
     channel, given = Channel(), arguments()
-    trainer = make_trainer(Path(given["folder"]), given["batch"], given["device"], given["dtype"])
-    parts = Parts()
+    trainer = make_trainer(Path(given["folder"]), given["batch"], given["profile"])
+    device = trainer.ctx.execution.device
+    parts = Parts(clock_of(device))
     measure_parts(trainer, parts)
     channel.send({"name": "opdbench", "version": f"torch {torch.__version__}"})
     ledger = trainer.ctx.ledger
     while channel.wait():
-        tokens, flops, start = ledger.student_tokens, ledger.total_flops, time.process_time()
+        tokens, flops, start = ledger.student_tokens, ledger.total_flops, parts.clock()
         figures = trainer.step()
-        channel.send({"cpu": time.process_time() - start, "parts": parts.pop(), "loss": figures["loss"],
+        channel.send({"seconds": parts.clock() - start, "parts": parts.pop(), "loss": figures["loss"],
                       "tokens": ledger.student_tokens - tokens, "flops": ledger.total_flops - flops,
-                      "memory": peak_memory()})
+                      "memory": peak_bytes(device)})
 
 
 if __name__ == "__main__":

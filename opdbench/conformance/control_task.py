@@ -24,15 +24,15 @@ MOST_STEPS = 1_200  # of a random walk, per check
 EPISODES = 10
 
 
-def control_checks(make: Callable[[], ControlTask]) -> dict[str, Callable[[], None]]:
+def control_checks(task: ControlTask) -> dict[str, Callable[[], None]]:
     """The checks by name."""
     return {
-        "spaces": lambda: _check_spaces(make()),
-        "episodes repeat with their seed": lambda: _check_seeds(make()),
-        "episodes end": lambda: _check_end(make()),
-        "a new episode follows by itself": lambda: _check_reset(make()),
-        "resumes in the middle of an episode": lambda: _check_resume(make()),
-        "teacher beats student": lambda: _check_teacher(make()),
+        "spaces": lambda: _check_spaces(task),
+        "episodes repeat with their seed": lambda: _check_seeds(task),
+        "episodes end": lambda: _check_end(task),
+        "a new episode follows by itself": lambda: _check_reset(task),
+        "resumes in the middle of an episode": lambda: _check_resume(task),
+        "teacher beats student": lambda: _check_teacher(task),
     }
 
 

@@ -167,11 +167,16 @@ class Watched:
     def __init__(self, world: World) -> None:
         self._world = world
         self.decisions = 0
+        self.demonstrated = 0
 
     def rollout(self, actor: Actor, *, n: int, horizon: int, generator: torch.Generator, repeat: int = 1) -> Rollouts:
         rollouts = self._world.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat)
         self.decisions += rollouts.n_rows
         return rollouts
+
+    def demonstrations(self, *, n: int, generator: torch.Generator) -> Rollouts:
+        self.demonstrated += n
+        return self._world.demonstrations(n=n, generator=generator)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world, name)

@@ -33,16 +33,16 @@ STRANGE_TEXTS = (
 )
 
 
-def language_checks(make: Callable[[], LanguageTask]) -> dict[str, Callable[[], None]]:
-    """The checks by name."""
+def language_checks(task: LanguageTask, fresh: Callable[[], LanguageTask]) -> dict[str, Callable[[], None]]:
+    """The checks by name; `fresh` makes another instance of the same task."""
     return {
-        "splits share no problem": lambda: _check_disjoint(make()),
-        "problems and ids are stable": lambda: _check_stable(make),
-        "grading is total and pure": lambda: _check_grade(make()),
-        "reference solutions score best": lambda: _check_solutions(make()),
-        "problems fit the tokenizer and the horizon": lambda: _check_fit(make()),
-        "environment turns end": lambda: _check_turns(make()),
-        "teacher beats student": lambda: _check_teacher(make()),
+        "splits share no problem": lambda: _check_disjoint(task),
+        "problems and ids are stable": lambda: _check_stable(task, fresh),
+        "grading is total and pure": lambda: _check_grade(task),
+        "reference solutions score best": lambda: _check_solutions(task),
+        "problems fit the tokenizer and the horizon": lambda: _check_fit(task),
+        "environment turns fit": lambda: _check_turns(task),
+        "teacher beats student": lambda: _check_teacher(task),
     }
 
 
@@ -59,10 +59,10 @@ def _check_disjoint(task: LanguageTask) -> None:
             require(other == example.id, f"problems {other} and {example.id} are the same")
 
 
-def _check_stable(make: Callable[[], LanguageTask]) -> None:
+def _check_stable(task: LanguageTask, fresh: Callable[[], LanguageTask]) -> None:
     """Two instances that read the splits in different orders agree, and ids are unique."""
-    first, second = make(), make()
-    one = {split: list(first.examples(split)) for split in SPLITS}
+    second = fresh()
+    one = {split: list(task.examples(split)) for split in SPLITS}
     with other_random_state():
         other = {split: list(second.examples(split)) for split in reversed(SPLITS)}
     for split in SPLITS:

@@ -262,6 +262,16 @@ def _check_ledger(cls: type[Distiller], variant: Variant) -> None:
                                           "use `ctx.rollout`, not `ctx.world.rollout`")
 
 
+def _check_solutions(cls: type[Distiller], variant: Variant) -> None:
+    """A method that reads reference solutions says so, so that a task without any refuses it before the run."""
+    watched = Watched(harness.make_world(variant.domain))
+    trainer = harness.make_trainer(harness.make_method(cls, variant), watched)
+    for _ in range(3):
+        trainer.step()
+    require(not watched.demonstrated or trainer.method.uses_solutions(),
+            "it calls `ctx.demonstrations`, and `uses_solutions()` says that it does not")
+
+
 def _check_seeds(cls: type[Distiller], variant: Variant) -> None:
     """A run is decided by its seed: not by the global random state, nor by what ran before."""
     first = _run(cls, variant, steps=2)
@@ -306,6 +316,7 @@ _BEHAVIOUR: Mapping[str, Callable[[type[Distiller], Variant], None]] = {
     "nothing to learn from oneself": _check_fixed_point,
     "runs with what it asks for": _check_needs,
     "ledger counts every action": _check_ledger,
+    "says whether it reads solutions": _check_solutions,
     "seeds reproduce": _check_seeds,
     "resumes exactly": _check_resume,
     "student moves towards the teacher": _check_learning,

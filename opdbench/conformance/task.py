@@ -34,19 +34,19 @@ def check_task(cls: type[Task], *, data: str | None = None) -> Iterator[Check]:
     if not all(check.passed for check in declared):
         return
 
-    def make() -> Any:
+    def fresh() -> Any:
         return cls(data=data, params=cls.Params())
 
-    if issubclass(cls, LanguageTask):
-        at_hand = judge("data are at hand", lambda: _check_data(make()))
+    task = fresh()
+    if isinstance(task, LanguageTask):
+        at_hand = judge("data are at hand", lambda: _check_data(task))
         yield at_hand
         if at_hand.message:
             return
-    specific = language_checks(make) if issubclass(cls, LanguageTask) else control_checks(make)
     checks: dict[str, Callable[[], None]] = {
-        "checksum is stable": lambda: _check_checksum(make),
-        "shipped models exist": lambda: _check_shipped(make()),
-        **specific}
+        "checksum is stable": lambda: _check_checksum(task, fresh),
+        "shipped models exist": lambda: _check_shipped(task),
+        **(language_checks(task, fresh) if isinstance(task, LanguageTask) else control_checks(task))}
     for name, check in checks.items():
         yield judge(name, check)
 
@@ -88,11 +88,11 @@ def _check_defaults(cls: type[Task]) -> None:
     require(bool(limits), "`budget` must say where training stops, such as {'steps': 100}")
 
 
-def _check_checksum(make: Callable[[], Task]) -> None:
+def _check_checksum(task: Task, fresh: Callable[[], Task]) -> None:
     """The same for two instances, whatever the global random state."""
-    first = make().checksum()
+    first = task.checksum()
     with other_random_state():
-        second = make().checksum()
+        second = fresh().checksum()
     require(bool(re.fullmatch(r"[0-9a-f]{64}", first)), f"`checksum` must be a sha256 in hexadecimal, not {first!r}")
     require(first == second, "`checksum` is not the same for two instances of the task")
 

@@ -50,13 +50,15 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def _costs(cost: Estimate) -> Iterator[tuple[str, str]]:
     yield "parameters", f"student {cost.student_parameters:,}, teacher {cost.teacher_parameters:,}"
-    if cost.steps is None or cost.tokens is None or cost.flops is None or cost.seconds is None:
-        yield "cost", "unknown: the budget names seconds only"
+    if cost.steps is None or cost.tokens is None or cost.flops is None:
+        yield "tokens", "unknown: the budget names seconds only"
     else:
-        yield "tokens", f"at most {cost.tokens:,} sampled in {cost.steps:,} steps"
-        yield "compute", f"at most {cost.flops:.3g} FLOPs"
-        yield "time", f"at least {cost.seconds:.1f} s at this machine's matrix-product speed; evaluation comes on top"
-    yield "memory", f"about {cost.memory_bytes / 2**20:,.0f} MiB for weights, optimizer and one chunk of logits"
+        prompts = f", {cost.prompt_tokens:,} of prompts" if cost.prompt_tokens else ""
+        yield "tokens", f"at most {cost.tokens:,} sampled in {cost.steps:,} steps{prompts}"
+        yield "compute", f"at most {cost.flops:.3g} FLOPs (more for methods that train on a batch several times)"
+        yield "time", ("unknown: the device is not on this machine" if cost.seconds is None else
+                       f"about {cost.seconds:,.0f} s of training on this machine; evaluation comes on top")
+    yield "memory", f"about {cost.memory_bytes / 2**20:,.0f} MiB at the peak"
 
 
 def _model(reference: Any, path: Path | None) -> str:

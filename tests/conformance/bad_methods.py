@@ -239,6 +239,13 @@ class Teacherless(Good):
         return Loss(-rows.student.logp(rows.action_n))
 
 
+class Solutions(Good):
+    __doc__ = Good.__doc__
+
+    def collect(self, ctx: Context) -> Rollouts:
+        return ctx.demonstrations()
+
+
 class Mistake(NamedTuple):
     method: type[Distiller]
     check: str
@@ -264,6 +271,7 @@ MISTAKES = (
     Mistake(Ascending, "student moves", "is a sign wrong?"),
     Mistake(Likelihood, "nothing to learn", "vanishes_at_teacher = False"),
     Mistake(Unmetered, "ledger", "0 are on the ledger"),
+    Mistake(Solutions, "says whether", "`uses_solutions()` says that it does not"),
     Mistake(GlobalRandomness, "seeds reproduce", "two runs at one seed differ in student"),
     Mistake(Forgetful, "resumes", "`state_dict` must hold everything that moves"),
     Mistake(Idle, "takes a step", "made no update"),

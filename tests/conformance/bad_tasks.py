@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -49,11 +50,9 @@ class Leaking(GoodLanguage):
         "train": ("a", "b", "ab", "ba"), "validation": ("aa",), "test": ("ab",)}
 
 
-class Shuffled(GoodLanguage):
+class Unstable(GoodLanguage):
     def examples(self, split: Split) -> Sequence[Example]:
-        examples = list(super().examples(split))
-        random.shuffle(examples)
-        return examples
+        return [replace(example, answer=str(random.random())) for example in super().examples(split)]
 
 
 class SameIds(GoodLanguage):
@@ -78,7 +77,7 @@ class NotANumber(GoodLanguage):
 
 class Slow(GoodLanguage):
     def grade(self, example: Example, completion: str) -> dict[str, float]:
-        time.sleep(len(completion) / 4000)  # as a regular expression that goes back and forth would take
+        time.sleep(1.1 * (len(completion) > 4000))  # as a regular expression that goes back and forth would take
         return super().grade(example, completion)
 
 
@@ -166,7 +165,7 @@ MISTAKES = (
     Mistake(NoBudget, "defaults", "where training stops"),
     Mistake(OldConstructor, "can be made", "unexpected keyword argument"),
     Mistake(Leaking, "splits share no problem", "train-2 and test-0 are the same"),
-    Mistake(Shuffled, "problems and ids are stable", "split train is not the same"),
+    Mistake(Unstable, "problems and ids are stable", "split train is not the same"),
     Mistake(SameIds, "problems and ids are stable", "the same id"),
     Mistake(Random, "checksum", "not the same for two instances"),
     Mistake(Fragile, "grading", "IndexError"),
