@@ -3,7 +3,7 @@
 Tokens and FLOPs are upper bounds: every trajectory as long as the horizon, and each trained on once (a method that
 replays data trains on more). Sizes are read from the headers of the weight files and from the configurations; no weight
 is loaded. Memory and time are estimates, good to a factor of about two: time is what the FLOPs take at the speed of a
-matrix product measured now, and what it takes to dispatch the operations of one decoding step after the other.
+matrix product measured now, and what it takes to dispatch the operations of decoding, one step after the other.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def estimate(plan: Plan) -> Estimate:
         tokens, prompt_tokens = steps * training.batch * horizon, round(steps * training.batch * prompt)
         flops = steps * flops_a_step
         if _is_here(execution):
-            seconds = flops / _flops_per_second(execution) + steps * _waiting(plan, student)
+            seconds = flops / _flops_per_second(execution, student.width) + steps * _waiting(plan, student)
     return Estimate(steps, tokens, prompt_tokens, flops, _memory(plan, student, teacher, prompt + horizon), seconds,
                     student.parameters, teacher.parameters)
 
@@ -199,13 +199,16 @@ def _is_here(execution: Execution) -> bool:
     return execution.device == "cpu" or torch.cuda.is_available()
 
 
-def _flops_per_second(execution: Execution) -> float:
-    """Speed of one matrix product on the execution's device, in its precision."""
+def _flops_per_second(execution: Execution, width: int) -> float:
+    """Speed of one matrix product of the student's width, on the execution's device and in its precision."""
     import torch
 
-    size = 256 if execution.device == "cpu" else 4096
-    a = torch.ones(size, size, dtype=getattr(torch, execution.dtype), device=execution.device)
-    return 2 * size**3 / _seconds_each(lambda: (a @ a)[0, 0].item())
+    if execution.threads is not None:
+        torch.set_num_threads(execution.threads)
+    rows, width = 512 if execution.device == "cpu" else 8192, max(width, 32)
+    kind = {"dtype": getattr(torch, execution.dtype), "device": execution.device}
+    input_nh, weight_hh = torch.ones(rows, width, **kind), torch.ones(width, width, **kind)
+    return 2 * rows * width**2 / _seconds_each(lambda: (input_nh @ weight_hh)[0, 0].item())
 
 
 def _seconds_a_dispatch(execution: Execution) -> float:

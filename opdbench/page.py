@@ -16,6 +16,7 @@ class Page(NamedTuple):
     equation: str  # the indented blocks
     text: str  # what explains them
     deviations: str  # the section of that name
+    body: tuple[str, ...]  # equations and explanations in the order of reading, equations still indented
 
 
 def read_page(docstring: str | None) -> Page:
@@ -25,11 +26,12 @@ def read_page(docstring: str | None) -> Page:
     blocks = re.split(r"\n\s*\n", head)
     claim, rest = blocks[0], blocks[1:]
     equation = [inspect.cleandoc("\n" + block) for block in rest if block.startswith(" ")]
-    explanation = [block for block in rest if not block.startswith(" ")]
+    explanation = [_joined(block) for block in rest if not block.startswith(" ")]
+    body = tuple(block if block.startswith(" ") else _joined(block) for block in rest)
     # A section ends where the indentation does.
     deviations = re.split(r"\n(?=\S)", tail)[0]
-    return Page(_joined(claim), "\n\n".join(equation), "\n\n".join(map(_joined, explanation)),
-                "\n\n".join(map(_joined, re.split(r"\n\s*\n", deviations.strip("\n")))))
+    return Page(_joined(claim), "\n\n".join(equation), "\n\n".join(explanation),
+                "\n\n".join(map(_joined, re.split(r"\n\s*\n", deviations.strip("\n")))), body)
 
 
 def _joined(paragraph: str) -> str:

@@ -64,7 +64,21 @@ def _check(kind: Kind, name: str, plugins: list[str]) -> Iterator[Result]:
 
 
 def _text(results: list[Result]) -> str:
+    """Every failure on its own line; what passed once for all the settings that it was tried with."""
     failed = [result for result in results if not result.passed]
-    rows = [[result.name, "pass" if result.passed else "FAIL", result.check, result.message] for result in results]
+    rows = [[result.name, "FAIL", result.check, result.message] for result in failed]
+    for (name, check), settings in _passed(results).items():
+        remarks = sorted({result.message for result in settings if result.message})
+        tried = f"{len(settings)} settings" if len(settings) > 1 else ""
+        rows.append([name, "pass", check, "; ".join(part for part in (tried, *remarks) if part)])
     verdict = f"{len(failed)} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
     return table(["name", "", "check", "remark"], rows) + f"\n\n{verdict}"
+
+
+def _passed(results: list[Result]) -> dict[tuple[str, str], list[Result]]:
+    """What passed, by subject and check; a check's settings stand in brackets behind its name."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.passed:
+            groups.setdefault((result.name, result.check.partition(" [")[0]), []).append(result)
+    return groups

@@ -126,8 +126,8 @@ def _method_text(method: dict[str, Any]) -> str:
         ("deviations", method["deviations"]),
         ("file", f"{method['path']} ({method['lines']} lines, {method['package']})"),
     ])
-    equation = "\n".join("    " + line for line in method["equation"].splitlines())
-    parts = [bold(method["id"]) + "  " + method["claim"], equation, paragraph(method["text"]), facts,
+    body = [block if block.startswith(" ") else paragraph(block) for block in method["body"]]
+    parts = [bold(method["id"]) + "  " + method["claim"], *body, facts,
              _parameter_table(method["parameters"]), f"try it: opdbench run --method {method['name']} --task TASK"]
     return "\n\n".join(part for part in parts if part)
 
@@ -210,7 +210,9 @@ def _task_text(task: dict[str, Any]) -> str:
         ("world", " and ".join(WORLDS.get(domain, domain) for domain in task["domains"])),
         ("protocol", task["protocol"]),
         ("score", task["metric"]),
-        ("size", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task["size"].items())),
+        ("size", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in task["size"].items()
+                           if name != "missing")),
+        ("missing", task["size"].get("missing", "")),
         ("source", task["paper"]),
         ("licence", task["license"]),
         ("teacher", _model_text(task["teacher"])),
@@ -287,6 +289,6 @@ def _read_record(path: Path) -> Any:
 
 
 def _record_text(record: Any, name: str) -> str:
-    from opdbench.report.summary import summary
+    from opdbench.report.summary import details, summary
 
-    return str(summary(record, name))
+    return f"{summary(record, name)}\n\n{details(record)}"

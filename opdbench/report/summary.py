@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from opdbench.schema.record import Record, Score
@@ -19,6 +19,12 @@ def summary(record: Record, place: str) -> str:
     if record.reason:
         head += f" ({record.reason})"
     return "\n\n".join(part for part in (head, _scores(record), fields(_facts(record, place))) if part)
+
+
+def details(record: Record) -> str:
+    """What was asked, on what it was computed, and what lies beside the record: all that a stranger needs to repeat
+    or to doubt it."""
+    return "\n\n".join([fields(_asked(record)), fields(_computed(record)), fields(_left_behind(record))])
 
 
 def as_json(record: Record, place: str) -> dict[str, Any]:
@@ -66,12 +72,14 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     ledger = record.ledger
     if ledger:
         yield "training", (f"{ledger['steps']} steps, {ledger['updates']} updates, {ledger['seconds']:.1f} s "
-                           f"({ledger['cpu_seconds']:.1f} CPU-s), peak memory {ledger['peak_memory_bytes'] / 2**20:.0f} MiB")
+                           f"({ledger['cpu_seconds']:.1f} CPU-s), "
+                           f"peak memory {ledger['peak_memory_bytes'] / 2**20:,.0f} MiB")
         yield "sampled", (f"{ledger['student_tokens']:,} tokens or steps by the student, "
                           f"{ledger['teacher_tokens']:,} by the teacher")
         yield "teacher scored", f"{ledger['teacher_scored']:,} states"
-        yield "compute", ", ".join([f"{ledger['total_flops']:.3g} FLOPs", *(
-            f"{part.replace('_', ' ')} {flops / ledger['total_flops']:.0%}" for part, flops in ledger["flops"].items())])
+        total = ledger["total_flops"]
+        shares = [f"{part.replace('_', ' ')} {flops / total:.0%}" for part, flops in ledger["flops"].items()]
+        yield "compute", ", ".join([f"{total:.3g} FLOPs", *shares])
     if record.curve:
         last = record.curve[-1]
         yield "last step", ", ".join(f"{name} {last[name]:.4g}" for name in _CURVE if name in last)
@@ -79,5 +87,42 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     yield "record", place
 
 
+def _asked(record: Record) -> Iterator[tuple[str, str]]:
+    recipe = record.recipe
+    yield "command", record.command
+    yield "method", f"{recipe.method}: {_settings(recipe.params)}" if recipe.params else recipe.method
+    yield "task", recipe.task + (f": {_settings(recipe.task_params)}" if recipe.task_params else "")
+    for role in ("teacher", "student"):
+        model = getattr(recipe, role)
+        yield role, f"{model.reference} (sha256 {model.sha256[:12]})" if model else "none"
+    reached = f" (ended by {record.stopped_by})" if record.stopped_by else ""
+    yield "budget", _settings(recipe.budget.limits()) + reached
+    yield "training", _settings(recipe.training.model_dump())
+    yield "evaluation", _settings(recipe.evaluation.model_dump())
+    yield "recipe", f"sha256 {record.recipe_sha256}"
+
+
+def _computed(record: Record) -> Iterator[tuple[str, str]]:
+    machine, software = record.hardware, record.provenance
+    gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB)" for gpu in machine.get("gpus", []))
+    yield "profile", _settings(record.execution.model_dump())
+    yield "machine", f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus or 'no GPU'}, {machine.get('platform')}"
+    changed = " with uncommitted changes" if software.get("dirty") else ""
+    commit = f"commit {software['commit'][:12]}{changed}, " if software.get("commit") else ""
+    packages = ", ".join(f"{name} {version}" for name, version in software.get("packages", {}).items())
+    yield "software", f"{commit}Python {software.get('python')}, {packages}"
+    resumed = f", continued {record.times.resumed} times from a checkpoint" if record.times.resumed else ""
+    yield "when", f"{record.times.started} to {record.times.finished or '(not finished)'}{resumed}"
+
+
+def _left_behind(record: Record) -> Iterator[tuple[str, str]]:
+    yield "validation", ", ".join(f"{point['score']:.4g} at step {point['step']:g}" for point in record.validation)
+    yield "raw outcomes", ", ".join(f"{file.file} ({file.n})" for file in record.outcomes.values())
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
 def _gap(value: float | None) -> str:
-    return "    -   (the teacher is not measurably better than before)" if value is None else f"{100 * value:5.1f}%"
+    return "    -   (teacher not above before)" if value is None else f"{100 * value:5.1f}%"

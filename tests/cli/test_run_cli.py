@@ -1,4 +1,4 @@
-"""`opdbench run` as a user meets it: real processes, real signals, real files, and what is said when something is wrong."""
+"""`opdbench run` as a user meets it: real processes, real signals, real files, and what is said of bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.lm import models
 SMALL = ("--set", "examples=4", "--set", "curve_examples=2", "--set", "batch=4", "--set", "horizon=8")
 CARTPOLE = ("run", "--task", "cartpole", *SMALL)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-SECONDS = 60  # before a process that should have ended is given up
+SECONDS = 180  # before a process that should have ended is given up
 
 # A method in one file: it learns, or with `bad_step` its loss stops being a number there.
 PLUGIN = '''
@@ -173,8 +173,8 @@ def test_json_is_one_object_and_a_finished_run_is_not_run_again(tmp_path: Path) 
 def test_the_end_is_a_table_with_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*CARTPOLE, "--method", "gkd", "--budget", "steps=2", "--results", str(tmp_path)]) == 0
     shown = capsys.readouterr()
-    for row in ("before ", "after ", "teacher ", "gap recovered ", "sampled ", "teacher scored ", "compute ", "record "):
-        assert f"\n{row}" in shown.out
+    for row in ("before", "after", "teacher", "gap recovered", "sampled", "teacher scored", "compute", "record"):
+        assert f"\n{row} " in shown.out
     next_command = shown.out.strip().rpartition("next: opdbench ")[2]
     assert cli.main(next_command.split()) == 0
     assert "gkd on cartpole@1, seed 0: completed" in capsys.readouterr().out
@@ -183,7 +183,8 @@ def test_the_end_is_a_table_with_the_next_command(tmp_path: Path, capsys: pytest
 def test_a_dry_run_starts_nothing_and_says_where_each_value_came_from(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = tmp_path / "results"
-    words = ["run", "--method", "gkd", "--task", "cartpole", "--set", "beta=0.25", "--results", str(results), "--dry-run"]
+    words = ["run", "--method", "gkd", "--task", "cartpole", "--set", "beta=0.25", "--results", str(results),
+             "--dry-run"]
     assert cli.main(words) == 0
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert rows["method.beta"] == ["0.25", "user"]
@@ -198,7 +199,8 @@ def test_a_dry_run_starts_nothing_and_says_where_each_value_came_from(
 
 
 def test_a_dry_run_for_a_machine_with_a_gpu_works_without_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "--method", "gkd", "--task", "cartpole", "--profile", "gpu-80g", "--dry-run", "--json"]) == 0
+    words = ["run", "--method", "gkd", "--task", "cartpole", "--profile", "gpu-80g"]
+    assert cli.main([*words, "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["execution"]["device"] == "cuda" and plan["estimate"]["flops"] > 0
 
@@ -285,7 +287,7 @@ def test_a_usage_error_of_a_real_process_has_no_traceback() -> None:
     assert said["status"] == "error" and "lmbda = 7" in said["error"]["problem"]
 
 
-def test_a_missing_model_is_answered_with_what_can_be_passed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_is_answered_with_what_to_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = fails(capsys, FAILED, *CARTPOLE, "--method", "gkd", "--teacher", tmp_path / "gone", "--results", tmp_path)
     assert f"no teacher model '{tmp_path / 'gone'}'" in said and "pass --teacher" in said
 
@@ -297,8 +299,8 @@ def test_a_model_that_was_cut_short_is_refused(tmp_path: Path, capsys: pytest.Ca
     models.make(folder, "qwen3")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    said = fails(capsys, FAILED, "run", "--method", "gkd", "--task", "base-conversion", "--teacher", folder, "--results",
-                 tmp_path / "results", *dry)
+    said = fails(capsys, FAILED, "run", "--method", "gkd", "--task", "base-conversion", "--teacher", folder,
+                 "--results", tmp_path / "results", *dry)
     assert str(weights) in said
 
 
@@ -322,9 +324,9 @@ def test_solutions_are_not_asked_of_a_task_that_has_none(tmp_path: Path, capsys:
     assert not results.exists()
 
 
-def test_a_real_task_without_models_says_what_to_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    said = fails(capsys, FAILED, "run", "--method", "gkd", "--task", "gsm8k", "--profile", "cpu-2", "--results", tmp_path)
+def test_a_real_task_without_models_says_what_to_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(capsys, FAILED, "run", "--method", "gkd", "--task", "gsm8k", "--profile", "cpu-2",
+                 "--results", tmp_path)
     assert "ships no teacher" in said and "--teacher Qwen/Qwen3-8B" in said
 
 

@@ -116,6 +116,7 @@ def test_a_page_is_split_where_its_indentation_says() -> None:
 
         Another.
     """)
-    assert page == ("A claim.", "L = a\n  + b\n\nM = c", "Some text over two lines.", "One thing.\n\nAnother.")
-    assert read_page("Only a claim.") == ("Only a claim.", "", "", "")
-    assert read_page(None) == ("", "", "", "")
+    assert page == ("A claim.", "L = a\n  + b\n\nM = c", "Some text over two lines.", "One thing.\n\nAnother.",
+                    ("    L = a\n      + b", "Some text over two lines.", "    M = c"))
+    assert read_page("Only a claim.") == ("Only a claim.", "", "", "", ())
+    assert read_page(None) == ("", "", "", "", ())

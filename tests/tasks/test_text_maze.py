@@ -31,7 +31,7 @@ from opdbench.tasks.text_maze import (
 )
 from opdbench.tasks.tiny import ALPHABET, CELLS, EOS, MOVES
 
-CHECKSUMS = {"text-maze@1": "92b11ac77bc64f662158680dfb5d5ad93e2958834430cda98cbba390cb3101f8", "text-maze-unseen@1": "bc4c16f220ad9e3af7bbde7458e269498d43fee98ee4110c42cd680146070a9c"}
+CHECKSUMS = {"text-maze@1": "92b11ac77bc64f662158680dfb5d5ad93e2958834430cda98cbba390cb3101f8", "text-maze-unseen@1": "9466b2615b9a3a5cb2b0f96a38a5c48e80100c2cebb947d87f344e6305269328"}
 
 
 @pytest.fixture(scope="module")
