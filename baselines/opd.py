@@ -28,6 +28,7 @@ class OPD(Distiller):
     gradient is that of `full`, with more variance and a teacher that need reveal one number a token.
 
     Deviations from the paper:
+        At sampling temperatures other than 1, q_old is the tempered sampler and `sampled` does not agree with `full`.
         The post sums over tokens; here the reduction is the run's (`--set reduction=sum` for the post's). Neither
         estimator differentiates which states are visited, nor does the post: against the gradient of the KL between
         whole sequences both are biased by design.

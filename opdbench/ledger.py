@@ -20,7 +20,8 @@ class Ledger:
     Attributes:
         steps: rounds of collect and update; updates: optimizer steps.
         student_tokens, teacher_tokens: actions that each chose (tokens, or environment steps).
-        given_tokens: inputs of rollouts that nobody chose: prompts and environment turns, read once each.
+        given_tokens: inputs of rollouts that are no decision's state: environment turns, and prompts without their last
+            token (in which the first decision is taken).
         teacher_scored: states whose distribution, or part of it, the teacher was asked for.
         trained_rows: rows that went through a loss.
         flops: analytic, by part: student_rollout, teacher_rollout, teacher_score, student_train.

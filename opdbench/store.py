@@ -173,7 +173,8 @@ def unpack(content: bytes) -> dict[str, Any]:
         raise ValueError(f"it is cut short or not a checkpoint ({error})") from None
     if _digest(structure, tensors) != digest:
         raise ValueError("its checksum differs from its content")
-    return _decode(json.loads(structure), tensors)
+    tree: dict[str, Any] = _decode(json.loads(structure), tensors)
+    return tree
 
 
 def _encode(node: Any, tensors: dict[str, Any]) -> Any:

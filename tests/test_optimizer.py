@@ -49,7 +49,8 @@ def test_clip_returns_the_norm_that_was_there() -> None:
     assert parameter.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
-@pytest.mark.parametrize(("schedule", "at_half", "at_end"), [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])
+@pytest.mark.parametrize(("schedule", "at_half", "at_end"),
+                         [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)])
 def test_schedules_end_where_they_say(schedule: str, at_half: float, at_end: float) -> None:
     training = Training(lr=0.1, schedule=schedule, warmup_steps=10)  # type: ignore[arg-type]
     assert learning_rate(training, 0, 0.0) == pytest.approx(0.01)

@@ -242,8 +242,8 @@ def test_a_wrong_setting_names_the_right_one(setting: str, says: str) -> None:
         plan_of("gkd", setting)
 
 
-@pytest.mark.parametrize(("budget", "says"), [("step=3", "steps"), ("steps=-1", "greater than 0"), ("steps=x", "not a number"),
-                                              ("steps=1.5", "integer")])
+@pytest.mark.parametrize(("budget", "says"), [
+    ("step=3", "steps"), ("steps=-1", "greater than 0"), ("steps=x", "not a number"), ("steps=1.5", "integer")])
 def test_a_wrong_budget_says_what_is_right(budget: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plan_of("gkd", budget=budget)
@@ -256,8 +256,8 @@ def test_a_token_budget_stops_the_run_at_the_first_step_that_reaches_it(tmp_path
 
 
 def test_pack_keeps_integers_as_keys_and_tensors_as_they_were() -> None:
-    tree = {"a": [1, 2.5, None, "x"], 3: {"t": torch.arange(4, dtype=torch.int64), "b": torch.ones(2, dtype=torch.bool)},
-            "empty": torch.zeros(0, 3)}
+    tree = {"a": [1, 2.5, None, "x"], "empty": torch.zeros(0, 3),
+            3: {"t": torch.arange(4, dtype=torch.int64), "b": torch.ones(2, dtype=torch.bool)}}
     back = unpack(pack(tree))
     assert back["a"] == tree["a"] and torch.equal(back[3]["t"], tree[3]["t"]) and back[3]["b"].dtype == torch.bool
     assert back["empty"].shape == (0, 3)

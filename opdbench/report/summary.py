@@ -106,7 +106,8 @@ def _computed(record: Record) -> Iterator[tuple[str, str]]:
     machine, software = record.hardware, record.provenance
     gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']:.0f} GiB)" for gpu in machine.get("gpus", []))
     yield "profile", _settings(record.execution.model_dump())
-    yield "machine", f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus or 'no GPU'}, {machine.get('platform')}"
+    yield "machine", (f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus or 'no GPU'}, "
+                      f"{machine.get('platform')}")
     changed = " with uncommitted changes" if software.get("dirty") else ""
     commit = f"commit {software['commit'][:12]}{changed}, " if software.get("commit") else ""
     packages = ", ".join(f"{name} {version}" for name, version in software.get("packages", {}).items())

@@ -77,7 +77,8 @@ def test_the_folder_is_transformers_own_and_says_how_it_was_made(tmp_path: Path)
     assert json.loads((tmp_path / "model/manifest.json").read_text()) == manifest
     assert manifest["command"] == "opdbench teacher train tiny-sum --role student --seed 3"
     assert manifest["score"]["examples"] == 4
-    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32), load(tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    ours = load(tmp_path / "model")
     tokens = torch.tensor([ours.tokenizer.encode("4+1+7=5;12:12")])
     logits = ours.project(ours.features(tokens, torch.tensor([tokens.shape[1]])))
     assert torch.allclose(theirs(tokens).logits, logits, atol=1e-5)

@@ -31,7 +31,10 @@ from opdbench.tasks.text_maze import (
 )
 from opdbench.tasks.tiny import ALPHABET, CELLS, EOS, MOVES
 
-CHECKSUMS = {"text-maze@1": "92b11ac77bc64f662158680dfb5d5ad93e2958834430cda98cbba390cb3101f8", "text-maze-unseen@1": "9466b2615b9a3a5cb2b0f96a38a5c48e80100c2cebb947d87f344e6305269328"}
+CHECKSUMS = {
+    "text-maze@1": "92b11ac77bc64f662158680dfb5d5ad93e2958834430cda98cbba390cb3101f8",
+    "text-maze-unseen@1": "9466b2615b9a3a5cb2b0f96a38a5c48e80100c2cebb947d87f344e6305269328",
+}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +125,7 @@ def test_solutions_are_what_the_environment_answers(task: TextMaze, tokenizer: T
         assert task.grade(example, example.solution) == {"success": 1.0, "spl": 1.0}
 
 
-def test_walls_and_characters_that_are_no_moves_leave_the_walker_where_it_is(task: TextMaze, tokenizer: Tokenizer) -> None:
+def test_walls_and_what_is_no_move_leave_the_walker_where_it_is(task: TextMaze, tokenizer: Tokenizer) -> None:
     example = task.examples("train")[0]
     start = example.prompt[0]
     blocked = next(move for move in MOVES if move not in doors()[CELLS.index(start)])
@@ -222,5 +225,5 @@ def test_the_teachers_lessons_ask_for_the_best_move_wherever_the_walk_is(task: T
         assert lesson.targets.replace(SKIP, "") == best
         strayed += lesson.text[3::2] != best
     assert strayed > 100
-    clean = {lesson.text + CELLS[0] for lesson in islice(task.lessons("student", Random(0)), 200)}
-    assert {text[:-1] for text in clean} == {(example.prompt + example.solution)[:-1] for example in task.examples("train")}
+    clean = {lesson.text for lesson in islice(task.lessons("student", Random(0)), 200)}
+    assert clean == {(example.prompt + example.solution)[:-1] for example in task.examples("train")}
