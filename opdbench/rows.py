@@ -93,7 +93,7 @@ def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:
     mask_bt = rollouts.mask_bt
     rows_b = mask_bt.sum(1)
     part_b = rollouts.columns.get("part")
-    parts = [rows_b > 0] if part_b is None else [(part_b == part) & (rows_b > 0) for part in part_b.unique()]
+    parts = [rows_b > 0] if part_b is None else [(part_b == part) & (rows_b > 0) for part in torch.unique(part_b)]
     weight_b = torch.zeros(rows_b.shape, dtype=torch.float64, device=rows_b.device)
     for in_part_b in parts:
         if reduction == "token":

@@ -75,7 +75,7 @@ class ChainSum(ReasoningTask):
     """Add 4 to 8 numbers from 0 to 10, writing the running totals: `4+1+7=` gives `5;12:12`."""
 
     name: ClassVar[str] = "chain-sum"
-    summary: ClassVar[str] = "add 4 to 8 one-digit numbers, writing the running totals"
+    summary: ClassVar[str] = "add 4 to 8 numbers from 0 to 10, writing the running totals"
     protocol: ClassVar[str] = (
         "500 test problems that occur in no other split. An answer is right when the text after the last colon is "
         "exactly the sum. Greedy accuracy is the headline, sampled accuracy (temperature 1, one sample) stands beside.")
