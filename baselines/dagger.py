@@ -28,8 +28,8 @@ class DAgger(Distiller):
     language model this is ImitKD with aggregation: a trajectory is a completion, the label the teacher's next token.
 
     Deviations from the paper:
-        The paper trains each policy to convergence on D; here every round makes `updates` minibatch updates from the
-        current weights. The last policy is returned, not the best on validation.
+        The paper trains each policy to convergence on D; here a round makes minibatch updates from the current weights,
+        as many as `replay_ratio` says for what it added. The last policy is returned, not the best on validation.
     """
 
     name: ClassVar[str] = "dagger"
@@ -43,12 +43,14 @@ class DAgger(Distiller):
             "zero", description="schedule of the teacher's share of the roll-ins")
         beta_rounds: int = Field(15, ge=1, description="rounds over which `linear` falls to 0")
         beta_base: float = Field(0.7, gt=0, lt=1, description="p in beta_i = p^i of `exponential`")
-        updates: int = Field(8, ge=1, description="minibatch updates a round")
+        replay_ratio: float = Field(
+            0.5, gt=0, description="trajectories (or states) trained on for each one that a round adds")
         minibatch: int = Field(64, ge=1, description="trajectories (or single states, in control tasks) a minibatch")
 
     def __init__(self, params: Params) -> None:
         super().__init__(params)
         self.data = Aggregate()
+        self._added = 0  # in this round
 
     def requires(self) -> Needs:
         return Needs.ACTION if self.params.labels == "hard" else Needs.FULL
@@ -65,12 +67,14 @@ class DAgger(Distiller):
         return ctx.rollout(Mixture(beta, ctx.training.temperature, ctx.training.teacher_temperature))
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
-        self.data.add(ctx.separable(rollouts))
+        added = ctx.separable(rollouts)
+        self.data.add(added)
+        self._added = added.n_trajectories
         return rollouts
 
     def minibatches(self, rollouts: Rollouts, ctx: Context) -> Iterator[Rollouts]:
         rng = ctx.rng("minibatches")
-        for _ in range(self.params.updates):
+        for _ in range(max(1, round(self.params.replay_ratio * self._added / self.params.minibatch))):
             yield self.data.sample(self.params.minibatch, rng)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:

@@ -86,7 +86,7 @@ class _Run:
         except DivergedError as error:
             self._finish("diverged", str(error))
         except Cancelled as error:
-            self._finish("cancelled", f"stopped by {error.name}; the same command goes on from the last checkpoint")
+            self._finish("cancelled", f"stopped by {error.name}")
             raise
         except UserError as error:
             self._finish("error", error.problem)

@@ -38,7 +38,8 @@ from tests.enumerable import context, generator, make, small_language
 
 METHODS: list[tuple[type[Distiller], dict[str, Any]]] = [
     (SFT, {}), (KD, {"loss_temperature": 2.0}), (GKD, {"lmbda": 0.5}), (OPD, {}), (OPD, {"estimator": "sampled"}),
-    (DAgger, {"updates": 2, "minibatch": 6}), (DAgger, {"labels": "soft", "beta": "linear", "updates": 2})]
+    (DAgger, {"replay_ratio": 2, "minibatch": 6}),
+    (DAgger, {"labels": "soft", "beta": "linear", "replay_ratio": 2, "minibatch": 6})]
 CUTS = [(1, ALL), (ALL, 1), (3, 5), (2, 2)]
 
 

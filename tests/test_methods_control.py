@@ -130,7 +130,7 @@ def test_r1_off_policy_methods_leave_states_that_the_teacher_avoids_as_they_were
 
 
 @pytest.mark.parametrize(("cls", "params"), [
-    (GKD, {}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"updates": 1}), (DAgger, {"labels": "soft"})])
+    (GKD, {}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"replay_ratio": 0.01}), (DAgger, {"labels": "soft"})])
 def test_r1_on_policy_methods_learn_the_way_back(cls: type[Distiller], params: dict[str, Any]) -> None:
     tables = chain(20, after_an_error="back")
     student, cloned = (table_policy([[0.0, 0.0], [0.7, -0.2]]) for _ in range(2))
@@ -234,7 +234,7 @@ def test_r9_tabular_dagger_agrees_with_its_teacher_in_at_most_states_plus_one_ro
     student = StatePolicy(n_states, n_actions, generator(seed), scale=1.0)
     teacher = StatePolicy(n_states, n_actions, generator(seed + 100), scale=1.0)
     world = ControlWorld(TabularTask(tables=tables), student, teacher, seed=seed)
-    method = make(DAgger, beta="never", updates=30, minibatch=100_000)
+    method = make(DAgger, beta="never", replay_ratio=200_000, minibatch=100_000)
     trainer = Trainer(method, context(world, lr=1.0, batch=1, horizon=15, temperature=1e-6))
     label_s, labelled, rounds = teacher.table.argmax(-1), set[int](), 0
     while any(student.table[state].argmax() != label_s[state] for state in walk(tables, student)):
