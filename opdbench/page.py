@@ -27,7 +27,7 @@ def read_page(docstring: str | None) -> Page:
     claim, rest = blocks[0], blocks[1:]
     equation = [inspect.cleandoc("\n" + block) for block in rest if block.startswith(" ")]
     explanation = [_joined(block) for block in rest if not block.startswith(" ")]
-    body = tuple(block if block.startswith(" ") else _joined(block) for block in rest)
+    body = tuple(block.rstrip() if block.startswith(" ") else _joined(block) for block in rest)
     # A section ends where the indentation does.
     deviations = re.split(r"\n(?=\S)", tail)[0]
     return Page(_joined(claim), "\n\n".join(equation), "\n\n".join(explanation),

@@ -130,7 +130,8 @@ def test_r1_off_policy_methods_leave_states_that_the_teacher_avoids_as_they_were
 
 
 @pytest.mark.parametrize(("cls", "params"), [
-    (GKD, {}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"replay_ratio": 0.01}), (DAgger, {"labels": "soft"})])
+    (GKD, {}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"replay_ratio": 0.01}),
+    (DAgger, {"labels": "soft"})])
 def test_r1_on_policy_methods_learn_the_way_back(cls: type[Distiller], params: dict[str, Any]) -> None:
     tables = chain(20, after_an_error="back")
     student, cloned = (table_policy([[0.0, 0.0], [0.7, -0.2]]) for _ in range(2))

@@ -149,8 +149,9 @@ def test_ctrl_c_then_kill_9_then_to_the_end_on_a_task_with_turns(tmp_path: Path)
 # --------------------------------------------------------------------------------------------------- what is shown
 
 
-def test_json_is_one_object_and_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    words = (*CARTPOLE, "--method", "opd", "--budget", "steps=3", "--seeds", "0:2", "--results", tmp_path, "--json")
+def test_json_is_one_object_and_a_finished_run_is_not_run_again(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*CARTPOLE, "--method", "opd", "--budget", "steps=3", "--seeds", "0:2", "--results", str(tmp_path), "--json"]
     done = opdbench(*words)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
@@ -164,10 +165,11 @@ def test_json_is_one_object_and_a_finished_run_is_not_run_again(tmp_path: Path) 
         assert set(run["before"]) == {"greedy", "sampled"}
 
     contents = [record.read_bytes() for record in records]
-    again = opdbench(*words)
-    assert again.returncode == 0 and json.loads(again.stdout) == shown
+    assert cli.main(words) == 0
+    again = capsys.readouterr()
+    assert json.loads(again.out) == shown
     assert [record.read_bytes() for record in records] == contents
-    assert "this run is finished" in again.stderr and "evaluating" not in again.stderr
+    assert "this run is finished" in again.err and "evaluating" not in again.err
 
 
 def test_the_end_is_a_table_with_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,14 +225,15 @@ def test_a_method_in_a_file_runs(tmp_path: Path, plugin: str, capsys: pytest.Cap
     assert read_record(Path(shown["record"])).recipe.params == {"bad_step": -1}
 
 
-def test_a_loss_that_is_not_a_number_is_one_sentence(tmp_path: Path, plugin: str) -> None:
-    done = opdbench(*CARTPOLE, "--plugin", plugin, "--method", "fragile", "--set", "bad_step=2", "--results", tmp_path,
-                    "--json")
-    assert done.returncode == FAILED and "Traceback" not in done.stderr
-    shown = json.loads(done.stdout)
+def test_a_loss_that_is_not_a_number_is_one_sentence(tmp_path: Path, plugin: str,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*CARTPOLE, "--plugin", plugin, "--method", "fragile", "--set", "bad_step=2", "--results", str(tmp_path)]
+    assert cli.main([*words, "--json"]) == FAILED
+    out, err = capsys.readouterr()
+    shown = json.loads(out)
     assert shown["status"] == "diverged" and "step 3: loss nan" in shown["reason"]
     assert shown["before"] and not shown["after"] and shown["ledger"]["updates"] == 2
-    problem, fix = done.stderr.strip().splitlines()[-2:]
+    problem, fix = err.strip().splitlines()[-2:]
     assert problem.startswith("opdbench: diverged: step 3") and "--set lr=0.001" in fix
     assert read_record(Path(shown["record"])).status == "diverged"
 
