@@ -60,7 +60,10 @@ class Distiller(ABC):
         domains: where it makes sense; most methods: both.
         row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
         vanishes_at_teacher: False when a student that equals its teacher still has a gradient, because the method also
-            follows rewards or data. For the conformance suite; only asked where `requires()` is SAMPLED or FULL.
+            follows rewards or data; an instance may say so of its parameters. For the conformance suite; only asked
+            where `requires()` is SAMPLED or FULL.
+        presets: named settings besides the defaults (which are the paper's), for `--preset`: how official code or a
+            framework differs. Keys are those of `--set`.
     """
 
     name: ClassVar[str]
@@ -68,7 +71,8 @@ class Distiller(ABC):
     needs: ClassVar[Needs]
     domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
     row_wise: ClassVar[bool] = True
-    vanishes_at_teacher: ClassVar[bool] = True
+    vanishes_at_teacher: bool = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     class Params(BaseModel):
         """Every hyperparameter: default, bounds, meaning. Defaults are the paper's."""

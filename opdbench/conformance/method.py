@@ -230,10 +230,11 @@ def _check_padding(cls: type[Distiller], variant: Variant) -> None:
 
 def _check_fixed_point(cls: type[Distiller], variant: Variant) -> None:
     """A student that equals its teacher has nothing to learn from it."""
-    needs = harness.make_method(cls, variant).requires()
+    method = harness.make_method(cls, variant)
+    needs = method.requires()
     if needs not in (Needs.FULL, Needs.SAMPLED):
         raise Skipped(f"a loss on what the teacher reveals as {needs!s} does not vanish at the teacher")
-    if not cls.vanishes_at_teacher:
+    if not method.vanishes_at_teacher:
         raise Skipped("the method says vanishes_at_teacher = False")
     batch = harness.first_batch(cls, variant, harness.make_world(variant.domain, teacher="same"))
     _, gradient = harness.gradient(batch.method, batch.ctx, batch.minibatch)
