@@ -6,17 +6,19 @@ import ast
 import hashlib
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opdbench import hardware, models, registry
 from opdbench.distiller import Distiller, Needs
-from opdbench.errors import UserError
+from opdbench.errors import UserError, unknown
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
-from opdbench.settings import Layers, parse_budget, parse_sets, validate
+from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
 from opdbench.task import ControlTask, LanguageTask, Task
+
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Request:
     data: str | None = None
     plugins: Sequence[str] = ()
     trust_pickle: bool = False
+    preset: str | None = None
 
     def command(self) -> str:
         """The command line that asks for the same, wherever its results go."""
@@ -42,6 +45,7 @@ class Request:
             words += [flag, value] if value is not None else []
         if self.profile != hardware.AUTO:
             words += ["--profile", self.profile]
+        words += ["--preset", self.preset] if self.preset is not None else []
         for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins)):
             for value in values:
                 words += [flag, value]
@@ -90,6 +94,9 @@ def resolve(request: Request) -> Plan:
     layers.put("training", _task_training(task_class), "task")
     profile_origin = f"profile {choice.profile.name}"
     layers.put("execution", choice.profile.execution().model_dump(), profile_origin)
+    for key, value in _preset(method_class, request.preset).items():
+        section, name = locate(key, sections)
+        layers.put(section, {name: value}, f"preset {request.preset}")
     for section, key, value in parse_sets(request.settings, sections):
         layers.put(section, {key: value}, "user")
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
@@ -109,6 +116,14 @@ def resolve(request: Request) -> Plan:
                else profile_origin}
     return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method_class,
                 settled["method"], task, teacher_path, student_path, choice.reason, request)
+
+
+def _preset(method_class: type[Distiller], name: str | None) -> Mapping[str, Any]:
+    """The settings of a method's preset. Every method has `paper`, which are its defaults."""
+    presets = {PAPER: {}, **method_class.presets}
+    if name is not None and name not in presets:
+        raise unknown(f"preset of {method_class.name}:", name, presets, see=f"opdbench show {method_class.name}")
+    return presets[name or PAPER]
 
 
 def _task_training(task_class: type[Task]) -> dict[str, Any]:
