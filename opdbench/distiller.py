@@ -3,7 +3,7 @@
 One step of the loop (opdbench/loop.py) is
 
     rollouts = method.collect(ctx)              who acts, for how long, what is reused
-    rollouts = ctx.score(rollouts)              the teacher reveals what `requires()` asks for, once a state
+    rollouts = ctx.score(rollouts)              the teacher reveals what `asks()` says, once a state
     rollouts = method.prepare(rollouts, ctx)    advantages, labels, buffers: no gradient, whole batch at once
     for minibatch in method.minibatches(rollouts, ctx):
         for rows in chunks(minibatch):          the student's forward pass, with gradient
@@ -85,6 +85,11 @@ class Distiller(ABC):
     def requires(self) -> Needs:
         """What the teacher must reveal with these parameters."""
         return self.needs
+
+    def asks(self, ctx: Context) -> Needs:
+        """What the teacher is asked in this step: `requires()`, or less in a phase that can do without. Called
+        before `collect`."""
+        return self.requires()
 
     @abstractmethod
     def collect(self, ctx: Context) -> Rollouts:
