@@ -36,6 +36,10 @@ class Aggregate:
         joined = self._joined()
         return joined.select(rng.sample(range(joined.n_trajectories), min(n, joined.n_trajectories)))
 
+    def all(self) -> Rollouts:
+        """Everything, as one batch."""
+        return self._joined()
+
     def state_dict(self) -> dict[str, Any]:
         if not self._parts:
             return {}
