@@ -33,7 +33,8 @@ class MiniLLM(Distiller):
     The first sum is the exact derivative of the next step's reward over the whole vocabulary, the second carries what
     comes later. The ratio q / p~ is clipped to 1 +- clip as in PPO, over `epochs` passes. With alpha = 0, no length
     normalisation, no clipping and one pass this is the exact gradient of KL(q || p) between sequences; with alpha > 0 it
-    needs `importance=prefix` for that, the product of w up to t, which the paper gives up for its variance.
+    needs `importance=prefix` for that: each reward weighted by the product of the ratios up to its own step. The paper
+    gives products up for their variance (and writes them up to t only, where later rewards stay uncorrected).
 
     Deviations from the paper:
         L_data is on a pre-training corpus in the paper, which no task has: by default there is none (the official
@@ -54,7 +55,7 @@ class MiniLLM(Distiller):
     class Params(Distiller.Params):
         alpha: float = Field(0.2, ge=0, lt=1, description="the teacher's share of the distribution that is sampled from")
         importance: Literal["token", "prefix"] = Field(
-            "token", description="w_t: the ratio at step t alone, or the product of all ratios up to it (unbiased)")
+            "token", description="weights: the ratio at step t alone, or products of all ratios so far (unbiased)")
         clip: float = Field(0.2, gt=0, description="of the ratio q / p~, as in PPO")
         epochs: int = Field(4, ge=1, description="passes over each batch")
         minibatches: int = Field(4, ge=1, description="optimizer steps a pass")
@@ -99,11 +100,15 @@ class MiniLLM(Distiller):
         logps_bt2 = ctx.per_row(rollouts, _both_logps)
         logp_bt, logq_bt = logps_bt2[..., 0], logps_bt2[..., 1]
         log_weight_bt = advantages.masked(logq_bt - rollouts.behaviour_logp_bt, mask_bt)
-        if self.params.importance == "prefix":
-            log_weight_bt = log_weight_bt.cumsum(1)
         reward_bt = advantages.log_ratio(logp_bt, logq_bt, mask_bt)
+        if self.params.importance == "token":
+            advantage_bt = self.advantage(reward_bt, mask_bt, rollouts.done_bt)
+        else:  # a later reward depends on all actions up to its own, those after step t included
+            log_weight_bt = log_weight_bt.cumsum(1)
+            weighted_bt = self.advantage(log_weight_bt.exp() * reward_bt, mask_bt, rollouts.done_bt)
+            advantage_bt = weighted_bt / log_weight_bt.exp()
         return rollouts.with_columns(per_trajectory={"part": part_b}, per_step={
-            "advantage": self.advantage(reward_bt, mask_bt, rollouts.done_bt), "weight": log_weight_bt.exp(),
+            "advantage": advantage_bt, "weight": log_weight_bt.exp(),
             "sampler_logp": logq_bt - log_weight_bt})  # q / this = w_t times how far q has moved since
 
     def advantage(self, reward_bt: Tensor, mask_bt: Tensor, done_bt: Tensor) -> Tensor:
