@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
-from opdbench.actors import Student, Teacher
+from opdbench.actors import Actor, Student, Teacher
 from opdbench.context import Context
 from opdbench.distiller import Distiller, Loss, Needs
 from opdbench.rollouts import Rollouts
@@ -23,9 +24,10 @@ class AMMD(Distiller):
         min_q max_{Q1, Q2}   E_{y ~ p} sum_t [ E_{a ~ p} Q1(s_t, a) - E_{a ~ q} Q1(s_t, a) ]
                            + E_{y ~ q} sum_t [ E_{a ~ p} Q2(s_t, a) - E_{a ~ q} Q2(s_t, a) ],     |Q| <= 1
 
-    The first line matches moments in the teacher's states (off-policy), the second in the student's (on-policy). Over all
-    bounded Q the maximum is twice the total variation in every state, and a small network sees less than that: it
-    weighs states by what they have in common. `adversary` ascents of Q come before each step of the student.
+    The first line matches moments in the teacher's states (off-policy), the second in the student's (on-policy). Over
+    all bounded Q the maximum is twice the total variation in every state, and a small network sees less than that: it
+    weighs states by what they have in common. `adversary` ascents of Q come before each step of the student. Q costs
+    memory for rows x actions: with a vocabulary of 150,000, keep batches small.
 
     Deviations from the paper:
         There is no official code, and this is a reimplementation from the abstract and the stated objective, not from
@@ -51,7 +53,8 @@ class AMMD(Distiller):
         self.optimizer: torch.optim.Adam | None = None
 
     def collect(self, ctx: Context) -> Rollouts:
-        actors = {"teacher": Teacher(ctx.training.teacher_temperature), "student": Student(ctx.training.temperature)}
+        actors: dict[str, Actor] = {"teacher": Teacher(ctx.training.teacher_temperature),
+                                    "student": Student(ctx.training.temperature)}
         if self.params.states != "both":
             return ctx.rollout(actors[self.params.states])
         n_teacher = max(1, ctx.training.batch // 2)
@@ -95,8 +98,10 @@ class AMMD(Distiller):
 
     def _make(self, n_features: int, n_actions: int, like: Tensor) -> None:
         """Both adversaries and their optimizer. The last layers are zero: nothing is told apart before it is learnt."""
-        def linear(n_inputs: int, n_outputs: int) -> nn.Linear:  # without a draw from the global random state
-            return nn.utils.skip_init(nn.Linear, n_inputs, n_outputs, device=like.device, dtype=like.dtype)  # type: ignore[no-any-return]
+        def linear(n_inputs: int, n_outputs: int) -> nn.Module:  # without a draw from the global random state
+            module: nn.Module = skip_init(  # type: ignore[no-untyped-call]
+                nn.Linear, n_inputs, n_outputs, device=like.device, dtype=like.dtype)
+            return module
 
         self.adversaries = nn.ModuleList(
             nn.Sequential(linear(n_features, self.params.width), nn.Tanh(), linear(self.params.width, n_actions))

@@ -49,7 +49,7 @@ class DistiLLM(Distiller):
             "teacher", description="the data: the teacher's samples, or the task's reference solutions")
         initial: float = Field(0.0, ge=0, le=1, description="phi at the start: the share of student samples")
         step: float = Field(0.1, gt=0, le=1, description="by which phi rises")
-        tolerance: float = Field(0.1, ge=0, description="rise of the validation loss, in nats a token, that is forgiven")
+        tolerance: float = Field(0.1, ge=0, description="rise of the validation loss in nats a token, let pass")
         rise_since: Literal["last_validation", "last_move"] = Field(
             "last_validation", description="what the validation loss is compared with")
         replay: Literal["decreasing", "constant", "increasing"] = Field(

@@ -26,8 +26,8 @@ class DistiLLM2(Distiller):
         alpha_y = clip(1 - (1 - alpha_0) m / gap_y, alpha_min, alpha_0)
         gap_y = exp(mean_t log p(y_t)) - exp(mean_t log q(y_t)) on teacher responses, its negative on student responses
 
-    m is the mean of gap_y over all steps so far, for each kind of response apart: easy responses (small gap) get a small
-    alpha, hard ones a larger and gentler one. b rises linearly from `b_start` to `b_end` over the budget.
+    m is the mean of gap_y over all steps so far, for each kind of response apart: easy responses (small gap) get a
+    small alpha, hard ones a larger and gentler one. b rises linearly from `b_start` to `b_end` over the budget.
 
     Deviations from the paper:
         Responses are sampled anew at every step, each kind for half of the batch and for different prompts; the paper
@@ -83,7 +83,7 @@ class DistiLLM2(Distiller):
         for part in (TEACHER_PART, STUDENT_PART):
             self.gap_sums[part] += float(gap_b[part_b == part].mean())
         mean_b = torch.tensor(self.gap_sums, dtype=gap_b.dtype, device=gap_b.device)[part_b] / self.n_steps
-        alpha_b = 1 - (1 - params.alpha) * mean_b / gap_b
+        alpha_b: Tensor = 1 - (1 - params.alpha) * mean_b / gap_b
         return alpha_b.nan_to_num(nan=params.alpha).clamp(params.alpha_min, max(params.alpha_min, params.alpha))
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:

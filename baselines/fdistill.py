@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from opdbench.actors import Student, Teacher
+from opdbench.actors import Actor, Student, Teacher
 from opdbench.context import Context
 from opdbench.distiller import Distiller, Loss, Needs
 from opdbench.divergences import forward_kl, reverse_kl, skew_kl, skew_reverse_kl, total_variation
@@ -50,7 +50,8 @@ class FDistill(Distiller):
         return own[self.params.divergence] if self.params.states == "own" else (self.params.states,)
 
     def collect(self, ctx: Context) -> Rollouts:
-        actors = {"teacher": Teacher(ctx.training.teacher_temperature), "student": Student(ctx.training.temperature)}
+        actors: dict[str, Actor] = {"teacher": Teacher(ctx.training.teacher_temperature),
+                                    "student": Student(ctx.training.temperature)}
         writers = self.writers()
         if len(writers) == 1:
             return ctx.rollout(actors[writers[0]])

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: reinforcement learning from the task's own reward, the yardstick without a teacher."""
+"""Group-relative policy optimisation: learning from the task's own reward, the yardstick without a teacher."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class GRPO(Distiller):
 
     Deviations from the paper:
         q_ref is the starting student, never renewed. The paper averages within an answer first: `--set
-        reduction=sequence`; the default is the mean over tokens (DAPO's). `--preset trl` drops the reference model and
-        takes several updates' worth of clipping for granted, as TRL's defaults do.
+        reduction=sequence`; the default is the mean over tokens (DAPO's). `--preset trl` drops the reference model, as
+        TRL's defaults do.
     """
 
     name: ClassVar[str] = "grpo"

@@ -13,7 +13,7 @@ from opdbench.estimators import k2
 from opdbench.rows import TEACHER_LOGP, Rows
 
 
-class KDRL(GRPO):
+class KDRL(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping of baselines/
     """A verifier says which answers are right, a teacher says why; one gradient can follow both.
 
         L = L_GRPO + beta E_{y ~ q} sum_t k2(q, p)(y_t),   k2 = 1/2 (log q(y_t) - log p(y_t))^2
@@ -30,10 +30,10 @@ class KDRL(GRPO):
     paper: ClassVar[str] = "Xu et al. 2025 (arXiv 2506.02208), joint objective with the k2 estimator"
     needs: ClassVar[Needs] = Needs.SAMPLED
 
-    class Params(GRPO.Params):
-        kl_coefficient: float = Field(0.0, ge=0, description="of the penalty to the starting student; the paper has none")
+    class Params(GRPO.Params):  # type: ignore[misc]
+        kl_coefficient: float = Field(0.0, ge=0, description="of the penalty to the starting student; none")
         teacher: float = Field(2e-3, ge=0, description="beta, weight of the teacher's term")
-        teacher_final: float | None = Field(None, ge=0, description="beta when the budget is spent; None: as at the start")
+        teacher_final: float | None = Field(None, ge=0, description="beta at the budget's end; None: constant")
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         reward = super().loss(rows, ctx)

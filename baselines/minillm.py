@@ -32,9 +32,9 @@ class MiniLLM(Distiller):
 
     The first sum is the exact derivative of the next step's reward over the whole vocabulary, the second carries what
     comes later. The ratio q / p~ is clipped to 1 +- clip as in PPO, over `epochs` passes. With alpha = 0, no length
-    normalisation, no clipping and one pass this is the exact gradient of KL(q || p) between sequences; with alpha > 0 it
-    needs `importance=prefix` for that: each reward weighted by the product of the ratios up to its own step. The paper
-    gives products up for their variance (and writes them up to t only, where later rewards stay uncorrected).
+    normalisation, no clipping and one pass this is the exact gradient of KL(q || p) between sequences; with alpha > 0
+    it needs `importance=prefix` for that: each reward weighted by the product of the ratios up to its own step. The
+    paper gives products up for their variance (and writes them up to t only, where later rewards stay uncorrected).
 
     Deviations from the paper:
         L_data is on a pre-training corpus in the paper, which no task has: by default there is none (the official
@@ -47,13 +47,13 @@ class MiniLLM(Distiller):
     """
 
     name: ClassVar[str] = "minillm"
-    paper: ClassVar[str] = "Gu, Dong, Wei and Huang, ICLR 2024 (arXiv 2306.08543), section 2.2, eqs. 3 to 7, algorithm 1"
+    paper: ClassVar[str] = "Gu, Dong, Wei and Huang, ICLR 2024 (arXiv 2306.08543), section 2.2, algorithm 1"
     needs: ClassVar[Needs] = Needs.FULL
     presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {
         "discount": 0.95, "own_reward": True, "whiten": True, "weigh_exact_term": False, "data_distillation": 0.5}}
 
     class Params(Distiller.Params):
-        alpha: float = Field(0.2, ge=0, lt=1, description="the teacher's share of the distribution that is sampled from")
+        alpha: float = Field(0.2, ge=0, lt=1, description="the teacher's share of the sampling distribution")
         importance: Literal["token", "prefix"] = Field(
             "token", description="weights: the ratio at step t alone, or products of all ratios so far (unbiased)")
         clip: float = Field(0.2, gt=0, description="of the ratio q / p~, as in PPO")
@@ -67,7 +67,7 @@ class MiniLLM(Distiller):
         data: Literal["none", "solutions", "teacher"] = Field(
             "none", description="what L_data is on: nothing, reference solutions, or teacher samples")
         data_weight: float = Field(1.0, gt=0, description="factor of L_data")
-        data_distillation: float = Field(0.0, ge=0, le=1, description="share of forward KL in L_data; the rest: likelihood")
+        data_distillation: float = Field(0.0, ge=0, le=1, description="share of forward KL in L_data")
 
     def __init__(self, params: Any) -> None:
         super().__init__(params)

@@ -39,7 +39,7 @@ class Qwen3(Distiller):
 
     def off_policy(self, ctx: Context) -> bool:
         """Whether this step belongs to stage 1."""
-        return ctx.progress < self.params.stage_1
+        return bool(ctx.progress < self.params.stage_1)
 
     def asks(self, ctx: Context) -> Needs:
         return Needs.TEXT if self.off_policy(ctx) else Needs.FULL

@@ -83,7 +83,7 @@ def group_normalised(outcome_b: Tensor, group_b: Tensor, *, scale: bool = True) 
         group_b: int64, equal for trajectories of one prompt.
         scale: divide by the standard deviation (Shao et al. 2024); False leaves it (Liu et al. 2025, "Dr. GRPO").
     """
-    _, index_b = group_b.unique(return_inverse=True)
+    _, index_b = torch.unique(group_b, return_inverse=True)
     count_g = torch.zeros(int(index_b.max()) + 1, dtype=outcome_b.dtype, device=outcome_b.device)
     count_g.index_add_(0, index_b, torch.ones_like(outcome_b))
     mean_g = torch.zeros_like(count_g).index_add_(0, index_b, outcome_b) / count_g

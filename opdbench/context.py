@@ -117,7 +117,7 @@ class Context:
 
     @torch.no_grad()
     def per_row(self, rollouts: Rollouts, value: Callable[[Rows], Tensor], *, policy: Policy | None = None) -> Tensor:
-        """`value(rows)` in every row as the student is now, without a gradient: [B, T, ...], zero where there is no row.
+        """`value(rows)` in every row as the student is now, without a gradient: [B, T, ...], zero where no row is.
 
         Args:
             value: such as `lambda rows: rows.student.logp(rows.action_n)`; gets rows in chunks and returns [N, ...].

@@ -31,6 +31,6 @@ def k2(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
 
 def k3(student_logp: Tensor, teacher_logp: Tensor) -> Tensor:
-    """p/q - 1 - log(p/q). The lowest variance as an estimate; as a loss on policy its gradient is the *forward* KL's."""
+    """p/q - 1 - log(p/q). Of low variance as an estimate; as a loss on policy its gradient is the *forward* KL's."""
     log_ratio = teacher_logp - student_logp
     return log_ratio.expm1() - log_ratio

@@ -171,8 +171,15 @@ def _model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Pat
 def _code_sha256(method_class: type[Distiller]) -> str:
     """Of the method's module without comments and docstrings: editing the text of a method does not make its finished
     runs stale, editing what it computes does."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(method_class) or method_class))
+    classes = [cls for cls in method_class.__mro__ if issubclass(cls, Distiller) and cls is not Distiller]
+    modules = {cls.__module__: inspect.getmodule(cls) or cls for cls in classes}  # one may build on another
+    code = "\n".join(_bare_code(inspect.getsource(module)) for module in modules.values())
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def _bare_code(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return ast.unparse(tree)

@@ -41,7 +41,8 @@ EQUATIONS: dict[str, tuple[Divergence, Callable[[Tensor, Tensor], Tensor]]] = {
                            + 4 * plain_skew_kl(q, p, 0.8)),
     "reverse_scaled_jsd": (lambda t, s: d.reverse_scaled_jsd(t, s, 0.8), lambda p, q: 4 * plain_skew_kl(p, q, 0.8)
                            + plain_skew_kl(q, p, 0.2)),
-    "universal_logit_distance": (d.universal_logit_distance, lambda p, q: (p.sort(-1)[0] - q.sort(-1)[0]).abs().sum(-1)),
+    "universal_logit_distance": (d.universal_logit_distance,
+                                 lambda p, q: (p.sort(-1)[0] - q.sort(-1)[0]).abs().sum(-1)),
 }
 by_name = pytest.mark.parametrize(("ours", "equation"), EQUATIONS.values(), ids=EQUATIONS.keys())
 

@@ -51,8 +51,8 @@ def test_every_policy_gradient_is_one_gradient_on_policy_and_minus_the_log_ratio
     for value_n in (policy_gradient.reinforce(logq, advantage),
                     policy_gradient.importance_sampled(logq, old, advantage),
                     policy_gradient.ppo_clip(logq, old, advantage, 0.2, 0.2),
-                    policy_gradient.grpo(logq, old, advantage, low=0.2, high=0.2, reference_logp_n=teacher.logp(ACTIONS),
-                                         kl_coefficient=0.0)):
+                    policy_gradient.grpo(logq, old, advantage, low=0.2, high=0.2,
+                                         reference_logp_n=teacher.logp(ACTIONS), kl_coefficient=0.0)):
         assert near(slope((q * value_n).sum(), logits), exact)
 
 
@@ -75,7 +75,7 @@ def test_ppo_stops_pushing_beyond_the_limit_and_only_outwards(ratio: float, adva
 
 
 def test_the_reference_penalty_of_grpo_is_k3() -> None:
-    logits, student, reference = sides()
+    _, student, reference = sides()
     logq, logr, zero = student.logp(ACTIONS), reference.logp(ACTIONS), torch.zeros(5)
     value_n = policy_gradient.grpo(logq, logq, zero, low=0.2, high=0.2, reference_logp_n=logr, kl_coefficient=0.04)
     assert near(value_n, 0.04 * k3(logq, logr))

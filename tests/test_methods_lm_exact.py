@@ -97,7 +97,7 @@ def blended(world: EnumerableWorld, alpha: float) -> tuple[Rollouts, Tensor]:
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_minillm_without_its_devices_is_the_exact_gradient_of_the_sequence_reverse_kl(
         alpha: float, world: EnumerableWorld) -> None:
-    """Single-step term, later rewards and importance weights together: nothing is left out, nothing counted twice."""
+    """Single-step term, later rewards and importance weights: nothing left out, nothing counted twice."""
     rollouts, weight_n = blended(world, alpha)
     method = make(MiniLLM, alpha=alpha, importance="prefix", **UNBIASED)
     exact = flat_gradient(sequence_reverse_kl(world, rollouts), world.student)
@@ -296,9 +296,9 @@ def test_distillm_without_student_samples_and_skew_is_kd() -> None:
     tiny = {"alpha": 1e-12, "validate_every": 1000}
     world = small_language()
     rollouts = world.completions()
-    mine, kd = (flat_gradient(expected_loss(make(cls, **params), context(world), rollouts, world.student), world.student)
-                for cls, params in ((DistiLLM, tiny), (KD, {})))
-    assert near(mine, kd, 1e-8)
+    skl, kd = (expected_loss(make(cls, **params), context(world), rollouts, world.student)
+               for cls, params in ((DistiLLM, tiny), (KD, {})))
+    assert near(flat_gradient(skl, world.student), flat_gradient(kd, world.student), 1e-8)
     srkl = expected_loss(make(DistiLLM, divergence="srkl", alpha=1e-12), context(world), rollouts, world.student)
     opd = expected_loss(make(OPD), context(world), rollouts, world.student)
     assert near(srkl, opd, 1e-8)
@@ -406,7 +406,7 @@ def test_ammds_gap_is_at_most_twice_the_total_variation_which_a_trained_adversar
     gap_n = method.loss(rows, ctx).value_n
     limit_n = 2 * total_variation(rows.teacher, rows.student)
     assert (gap_n <= limit_n + 1e-12).all()
-    assert float(gap_n.mean() / limit_n.mean()) > 0.8
+    assert float((gap_n.mean() / limit_n.mean()).detach()) > 0.8
 
 
 def test_ammds_students_gradient_is_that_of_its_expected_value_with_q_held_fixed() -> None:
