@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,9 @@ class GKD(Distiller):
     paper: ClassVar[str] = "Agarwal et al., ICLR 2024 (arXiv 2306.13649), section 3, eq. 4, algorithm 1"
     needs: ClassVar[Needs] = Needs.FULL
 
+    # TRL's temperature is of sampling only; its loss has none. It also switches to the full KLs at beta 0 and 1.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"trl": {"lmbda": 0.5, "beta": 0.5, "temperature": 0.9}}
+
     class Params(Distiller.Params):
         lmbda: float = Field(1.0, ge=0, le=1, description="share of steps on the student's own samples; 1 = on-policy")
         divergence: Literal["jsd", "forward_kl", "reverse_kl"] = Field(
@@ -44,7 +47,7 @@ class GKD(Distiller):
         loss_temperature: float = Field(1.0, gt=0, description="of both distributions, in the loss and not in sampling")
 
     def uses_solutions(self) -> bool:
-        return bool(self.params.data == "solutions" and self.params.lmbda < 1)
+        return super().uses_solutions() and self.params.lmbda < 1
 
     def collect(self, ctx: Context) -> Rollouts:
         if ctx.rng("data").random() < self.params.lmbda:

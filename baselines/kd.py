@@ -36,9 +36,6 @@ class KD(Distiller):
             "teacher", description="states: the teacher's own samples, or the task's reference solutions")
         loss_temperature: float = Field(1.0, gt=0, description="tau, in the loss only; sampling has its own")
 
-    def uses_solutions(self) -> bool:
-        return bool(self.params.data == "solutions")
-
     def collect(self, ctx: Context) -> Rollouts:
         if self.params.data == "solutions":
             return ctx.demonstrations()

@@ -39,9 +39,6 @@ class SFT(Distiller):
     def requires(self) -> Needs:
         return Needs.TEXT if self.params.data == "teacher" else Needs.NOTHING
 
-    def uses_solutions(self) -> bool:
-        return bool(self.params.data == "solutions")
-
     def collect(self, ctx: Context) -> Rollouts:
         if self.params.data == "solutions":
             return ctx.demonstrations()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import torch
@@ -13,9 +14,12 @@ from opdbench.distiller import Needs
 from opdbench.ledger import Ledger
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP
+from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP, Rows, RowTable
 from opdbench.schema.spec import Budget, Execution, Training
 from opdbench.world import World
+
+_COLUMNS = {Needs.FULL: TEACHER_FEATURES, Needs.HIDDEN: TEACHER_FEATURES, Needs.SAMPLED: TEACHER_LOGP,
+            Needs.ACTION: TEACHER_ACTION}
 
 
 class Context:
@@ -94,8 +98,9 @@ class Context:
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts, needs: Needs) -> Rollouts:
-        """Ask the teacher, once for every row, and keep just what is needed, as columns."""
-        if needs in (Needs.NOTHING, Needs.TEXT):
+        """Ask the teacher, once for every row, and keep just what is needed, as columns. Rollouts that carry its answer
+        already (replayed ones) are not asked about again."""
+        if needs in (Needs.NOTHING, Needs.TEXT) or _COLUMNS[needs] in rollouts.columns:
             return rollouts
         teacher = self.world.teacher
         assert teacher is not None  # checked when the run was resolved
@@ -105,11 +110,34 @@ class Context:
         if needs in (Needs.FULL, Needs.HIDDEN):
             return rollouts.with_columns(per_step={TEACHER_FEATURES: features_bth})
         mask_bt = rollouts.mask_bt
-        name = TEACHER_LOGP if needs == Needs.SAMPLED else TEACHER_ACTION
         values_n = self._reduce_rows(teacher, features_bth[mask_bt], rollouts.action_bt[mask_bt], needs)
         column_bt = torch.zeros(mask_bt.shape, dtype=values_n.dtype, device=values_n.device)
         column_bt[mask_bt] = values_n
-        return rollouts.with_columns(per_step={name: column_bt})
+        return rollouts.with_columns(per_step={_COLUMNS[needs]: column_bt})
+
+    @torch.no_grad()
+    def per_row(self, rollouts: Rollouts, value: Callable[[Rows], Tensor], *, policy: Policy | None = None) -> Tensor:
+        """`value(rows)` in every row as the student is now, without a gradient: [B, T, ...], zero where no row is.
+
+        Args:
+            value: such as `lambda rows: rows.student.logp(rows.action_n)`; gets rows in chunks and returns [N, ...].
+            policy: whose `rows.student` is looked at instead of the student's: a frozen or moving copy of it.
+        """
+        policy, teacher = policy or self.student, self.world.teacher
+        self._count_forward("student_score", policy, rollouts)
+        parts = [rollouts.select(range(first, min(first + self.execution.micro_batch, rollouts.n_trajectories)))
+                 for first in range(0, rollouts.n_trajectories, self.execution.micro_batch)]
+        chunks = []
+        for part in parts:
+            features_nh = policy.features(part.input_bt, part.length_b)[part.mask_bt]
+            table = RowTable(part, policy.project, None if teacher is None else teacher.project)
+            chunks += [value(table.chunk(features_nh[start:start + self.execution.row_chunk], start,
+                                         start + self.execution.row_chunk))
+                       for start in range(0, max(1, len(features_nh)), self.execution.row_chunk)]
+        value_n = torch.cat(chunks)
+        value_bt = value_n.new_zeros(*rollouts.mask_bt.shape, *value_n.shape[1:])
+        value_bt[rollouts.mask_bt] = value_n
+        return value_bt
 
     def _reduce_rows(self, teacher: Policy, features_nh: Tensor, action_n: Tensor, needs: Needs) -> Tensor:
         from opdbench.distributions import Categorical

@@ -3,7 +3,7 @@
 One step of the loop (opdbench/loop.py) is
 
     rollouts = method.collect(ctx)              who acts, for how long, what is reused
-    rollouts = ctx.score(rollouts)              the teacher reveals what `requires()` asks for, once a state
+    rollouts = ctx.score(rollouts)              the teacher reveals what `asks()` says, once a state
     rollouts = method.prepare(rollouts, ctx)    advantages, labels, buffers: no gradient, whole batch at once
     for minibatch in method.minibatches(rollouts, ctx):
         for rows in chunks(minibatch):          the student's forward pass, with gradient
@@ -60,7 +60,10 @@ class Distiller(ABC):
         domains: where it makes sense; most methods: both.
         row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
         vanishes_at_teacher: False when a student that equals its teacher still has a gradient, because the method also
-            follows rewards or data. For the conformance suite; only asked where `requires()` is SAMPLED or FULL.
+            follows rewards or data; an instance may say so of its parameters. For the conformance suite; only asked
+            where `requires()` is SAMPLED or FULL.
+        presets: named settings besides the defaults (which are the paper's), for `--preset`: how official code or a
+            framework differs. Keys are those of `--set`.
     """
 
     name: ClassVar[str]
@@ -68,7 +71,8 @@ class Distiller(ABC):
     needs: ClassVar[Needs]
     domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
     row_wise: ClassVar[bool] = True
-    vanishes_at_teacher: ClassVar[bool] = True
+    vanishes_at_teacher: bool = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     class Params(BaseModel):
         """Every hyperparameter: default, bounds, meaning. Defaults are the paper's."""
@@ -83,8 +87,14 @@ class Distiller(ABC):
         return self.needs
 
     def uses_solutions(self) -> bool:
-        """Whether it learns from reference solutions with these parameters: refused early on a task without any."""
-        return False
+        """Whether it learns from reference solutions with these parameters: refused early on a task without any. By
+        convention a parameter `data` says where demonstrations come from."""
+        return getattr(self.params, "data", None) == "solutions"
+
+    def asks(self, ctx: Context) -> Needs:
+        """What the teacher is asked in this step: `requires()`, or less in a phase that can do without. Called
+        before `collect`."""
+        return self.requires()
 
     @abstractmethod
     def collect(self, ctx: Context) -> Rollouts:

@@ -24,7 +24,7 @@ class Ledger:
             token (in which the first decision is taken).
         teacher_scored: states whose distribution, or part of it, the teacher was asked for.
         trained_rows: rows that went through a loss.
-        flops: analytic, by part: student_rollout, teacher_rollout, teacher_score, student_train.
+        flops: analytic, by part: student_rollout, teacher_rollout, student_score, teacher_score, student_train.
         seconds, cpu_seconds: of training; peak_memory_bytes: of the process, or of the accelerator when there is one.
     """
 

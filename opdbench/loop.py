@@ -50,7 +50,8 @@ class Trainer:
         ctx.begin_step()
         meter = StepMeter()
         with ctx.ledger.clock():
-            rollouts = ctx.score(method.collect(ctx), method.requires())
+            needs = method.asks(ctx)
+            rollouts = ctx.score(method.collect(ctx), needs)
             meter.add_rollouts(rollouts)
             rollouts = method.prepare(rollouts, ctx)
             for minibatch in method.minibatches(rollouts, ctx):

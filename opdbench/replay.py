@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -12,9 +13,13 @@ class Aggregate:
     """Keeps every rollout that it is given (DAgger's D), and draws minibatches from all of them, evenly.
 
     Batches are joined lazily, when one is drawn, so adding is free; memory is what the rollouts and labels hold.
+
+    Args:
+        capacity: largest number of trajectories; the oldest go first. None keeps all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
         self._parts: list[Rollouts] = []
 
     def __len__(self) -> int:
@@ -22,11 +27,18 @@ class Aggregate:
 
     def add(self, rollouts: Rollouts) -> None:
         self._parts.append(rollouts)
+        if self._capacity is not None and len(self) > self._capacity:
+            joined = self._joined()
+            self._parts = [joined.select(range(len(self) - self._capacity, len(self)))]
 
     def sample(self, n: int, rng: Random) -> Rollouts:
         """`n` different trajectories, or all of them when there are fewer."""
         joined = self._joined()
         return joined.select(rng.sample(range(joined.n_trajectories), min(n, joined.n_trajectories)))
+
+    def all(self) -> Rollouts:
+        """Everything, as one batch."""
+        return self._joined()
 
     def state_dict(self) -> dict[str, Any]:
         if not self._parts:
@@ -43,3 +55,16 @@ class Aggregate:
         if len(self._parts) > 1:
             self._parts = [Rollouts.cat(self._parts)]
         return self._parts[0]
+
+
+def epochs(rollouts: Rollouts, n_epochs: int, n_minibatches: int, rng: Random) -> Iterator[Rollouts]:
+    """All trajectories `n_epochs` times, each time shuffled anew and dealt into `n_minibatches` of equal size, or as
+    many as there are trajectories. Without an epoch or a cut to make, the batch as it is."""
+    if n_epochs == n_minibatches == 1:
+        yield rollouts
+        return
+    n = rollouts.n_trajectories
+    for _ in range(n_epochs):
+        order = rng.sample(range(n), n)
+        for first in range(min(n_minibatches, n)):
+            yield rollouts.select(order[first::n_minibatches])

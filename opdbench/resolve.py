@@ -6,17 +6,19 @@ import ast
 import hashlib
 import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opdbench import hardware, models, registry
 from opdbench.distiller import Distiller, Needs
-from opdbench.errors import UserError
+from opdbench.errors import UserError, unknown
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
-from opdbench.settings import Layers, parse_budget, parse_sets, validate
+from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
 from opdbench.task import ControlTask, LanguageTask, Task
+
+PAPER = "paper"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Request:
     data: str | None = None
     plugins: Sequence[str] = ()
     trust_pickle: bool = False
+    preset: str | None = None
 
     def command(self) -> str:
         """The command line that asks for the same, wherever its results go."""
@@ -42,6 +45,7 @@ class Request:
             words += [flag, value] if value is not None else []
         if self.profile != hardware.AUTO:
             words += ["--profile", self.profile]
+        words += ["--preset", self.preset] if self.preset is not None else []
         for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins)):
             for value in values:
                 words += [flag, value]
@@ -90,6 +94,9 @@ def resolve(request: Request) -> Plan:
     layers.put("training", _task_training(task_class), "task")
     profile_origin = f"profile {choice.profile.name}"
     layers.put("execution", choice.profile.execution().model_dump(), profile_origin)
+    for key, value in _preset(method_class, request.preset).items():
+        section, name = locate(key, sections)
+        layers.put(section, {name: value}, f"preset {request.preset}")
     for section, key, value in parse_sets(request.settings, sections):
         layers.put(section, {key: value}, "user")
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
@@ -118,6 +125,14 @@ def _check_solutions(method: Distiller, task: Task) -> None:
     if not isinstance(task, LanguageTask) or task.examples("train")[0].solution is None:
         raise UserError(f"{method.name} is to learn from reference solutions, and {task.id} has none",
                         "let it learn from the teacher's own, such as --set data=teacher")
+
+
+def _preset(method_class: type[Distiller], name: str | None) -> Mapping[str, Any]:
+    """The settings of a method's preset. Every method has `paper`, which are its defaults."""
+    presets = {PAPER: {}, **method_class.presets}
+    if name is not None and name not in presets:
+        raise unknown(f"preset of {method_class.name}:", name, presets, see=f"opdbench show {method_class.name}")
+    return presets[name or PAPER]
 
 
 def _task_training(task_class: type[Task]) -> dict[str, Any]:
@@ -165,8 +180,15 @@ def _model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Pat
 def _code_sha256(method_class: type[Distiller]) -> str:
     """Of the method's module without comments and docstrings: editing the text of a method does not make its finished
     runs stale, editing what it computes does."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(method_class) or method_class))
+    classes = [cls for cls in method_class.__mro__ if issubclass(cls, Distiller) and cls is not Distiller]
+    modules = {cls.__module__: inspect.getmodule(cls) or cls for cls in classes}  # one may build on another
+    code = "\n".join(_bare_code(inspect.getsource(module)) for module in modules.values())
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def _bare_code(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+    return ast.unparse(tree)

@@ -100,6 +100,13 @@ class Rollouts:
             joined[name] = torch.cat(values)
         return parts[0]._build(joined, parts[0].step_columns)
 
+    @staticmethod
+    def cat_parts(parts: Sequence[Rollouts]) -> Rollouts:
+        """`cat`, with the number of the part that a trajectory came from as column `part` [B]: each part's loss is then
+        reduced apart (`rows.row_weights`), so that the step's loss is the sum of the parts' own means."""
+        return Rollouts.cat([part.with_columns(per_trajectory={"part": torch.full_like(part.length_b, number)})
+                             for number, part in enumerate(parts)])
+
     def flatten(self) -> Rollouts:
         """Every row as a trajectory of length one; only where an input is a whole state (control tasks)."""
         mask_bt = self.mask_bt

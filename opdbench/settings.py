@@ -22,7 +22,7 @@ Models = Mapping[str, type[BaseModel]]
 
 @dataclass
 class Layers:
-    """Values by section, from weak to strong, with who set each: defaults < task < profile < user."""
+    """Values by section, from weak to strong, with who set each: defaults < task < profile < preset < user."""
 
     values: dict[str, dict[str, Any]] = field(default_factory=lambda: {section: {} for section in SECTIONS})
     origins: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ def parse_sets(settings: Sequence[str], models: Models) -> list[tuple[str, str, 
         key, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting!r} has no value", "write --set key=value, such as --set lr=0.001")
-        section, name = _locate(key.strip(), models)
+        section, name = locate(key.strip(), models)
         if (section, name) == ("execution", "profile"):
             raise UsageError("the profile is not a setting of its own", f"--profile {text}")
         parsed.append((section, name, _value(setting, text)))
@@ -60,7 +60,12 @@ def _value(setting: str, text: str) -> Any:
                          "values are YAML, such as 0.5, true, null, name or [1, 2]; put quotes around others") from None
 
 
-def _locate(key: str, models: Models) -> tuple[str, str]:
+def locate(key: str, models: Models) -> tuple[str, str]:
+    """The section and name of a key.
+
+    Raises:
+        UsageError: no section has it, or several do.
+    """
     section, dot, name = key.partition(".")
     if dot and section in models:
         if name not in models[section].model_fields:

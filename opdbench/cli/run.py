@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="stop at steps=, student_tokens=, teacher_tokens= or seconds= (default: the task's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="set any documented parameter (repeatable)")
+    parser.add_argument("--preset", metavar="NAME", help="the method as the paper has it (paper, the default), or as "
+                                                         "other code does (opdbench show METHOD lists them)")
     parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
     parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id or SB3 zip")
     parser.add_argument("--trust-pickle", action="store_true",
@@ -82,7 +84,7 @@ def _request(args: argparse.Namespace, seed: int) -> Request:
 
     return Request(method=args.method, task=args.task, profile=args.profile, seed=seed, budget=tuple(args.budget),
                    settings=tuple(args.settings), student=args.student, teacher=args.teacher, data=args.data,
-                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle)
+                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle, preset=args.preset)
 
 
 def _run(args: argparse.Namespace, seed: int) -> Ended:

@@ -89,6 +89,7 @@ def method_content(name: str, plugins: list[str]) -> dict[str, Any]:
     method = registry.load("method", name, plugins)
     page = read_page(method.__doc__)
     return {**description.as_json(), **page._asdict(), "parameters": parameters(method.Params),
+            "presets": {name: dict(values) for name, values in method.presets.items()},
             "lines": _line_count(description)}
 
 
@@ -124,6 +125,8 @@ def _method_text(method: dict[str, Any]) -> str:
         ("teacher", f"must reveal: {method['needs']}"),
         ("paper", method["paper"]),
         ("deviations", method["deviations"]),
+        *((f"--preset {name}", ", ".join(f"{key}={value}" for key, value in values.items()))
+          for name, values in method["presets"].items()),
         ("file", f"{method['path']} ({method['lines']} lines, {method['package']})"),
     ])
     body = [block if block.startswith(" ") else paragraph(block) for block in method["body"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
@@ -116,7 +117,8 @@ def first_batch(cls: type[Distiller], variant: Variant, world: World) -> Batch:
     trainer = make_trainer(make_method(cls, variant), world)
     method, ctx = trainer.method, trainer.ctx
     ctx.begin_step()
-    rollouts = ctx.score(method.collect(ctx), method.requires())
+    needs = method.asks(ctx)
+    rollouts = ctx.score(method.collect(ctx), needs)
     minibatch = next(iter(method.minibatches(method.prepare(rollouts, ctx), ctx)))
     return Batch(method, ctx, rollouts, minibatch)
 
@@ -159,6 +161,20 @@ def pad_with_garbage(rollouts: Rollouts, steps: int) -> Rollouts:
     names = fixed | {f"columns.{name}" for name in rollouts.step_columns}
     tensors = {name: padded(name, value) if name in names else value for name, value in rollouts.tensors().items()}
     return Rollouts.from_tensors(tensors, rollouts.step_columns)
+
+
+class Unrewarded:
+    """A world in which there is nothing to earn: all that a method can learn is what the teacher says."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: torch.Generator, repeat: int = 1) -> Rollouts:
+        rollouts = self._world.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat)
+        return replace(rollouts, reward_bt=torch.zeros_like(rollouts.reward_bt))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
 
 
 class Watched:

@@ -23,7 +23,7 @@ from opdbench.actors import Teacher
 from opdbench.conformance import harness
 from opdbench.conformance.check import Check, Failed, Skipped, judge, require
 from opdbench.conformance.compare import copied, differences, other_random_state, random_state
-from opdbench.conformance.harness import Variant, Watched
+from opdbench.conformance.harness import Unrewarded, Variant, Watched
 from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UserError
 from opdbench.loop import Trainer
@@ -199,7 +199,8 @@ def _check_prepare(cls: type[Distiller], variant: Variant) -> None:
     trainer = harness.make_trainer(harness.make_method(cls, variant), harness.make_world(variant.domain))
     method, ctx = trainer.method, trainer.ctx
     ctx.begin_step()
-    rollouts = ctx.score(method.collect(ctx), method.requires())
+    needs = method.asks(ctx)
+    rollouts = ctx.score(method.collect(ctx), needs)
     before = copied(rollouts.tensors())
     method.prepare(rollouts, ctx)
     _require_same(before, rollouts.tensors(), "`prepare` changes its input in place: use `rollouts.with_columns`")
@@ -230,10 +231,11 @@ def _check_padding(cls: type[Distiller], variant: Variant) -> None:
 
 def _check_fixed_point(cls: type[Distiller], variant: Variant) -> None:
     """A student that equals its teacher has nothing to learn from it."""
-    needs = harness.make_method(cls, variant).requires()
+    method = harness.make_method(cls, variant)
+    needs = method.requires()
     if needs not in (Needs.FULL, Needs.SAMPLED):
         raise Skipped(f"a loss on what the teacher reveals as {needs!s} does not vanish at the teacher")
-    if not cls.vanishes_at_teacher:
+    if not method.vanishes_at_teacher:
         raise Skipped("the method says vanishes_at_teacher = False")
     batch = harness.first_batch(cls, variant, harness.make_world(variant.domain, teacher="same"))
     _, gradient = harness.gradient(batch.method, batch.ctx, batch.minibatch)
@@ -292,12 +294,12 @@ def _check_resume(cls: type[Distiller], variant: Variant) -> None:
 
 
 def _check_learning(cls: type[Distiller], variant: Variant) -> None:
-    """In the teacher's states, the student comes to do what the teacher would do."""
+    """In the teacher's states, the student comes to do what the teacher would do, where no reward says otherwise."""
     if harness.make_method(cls, variant).requires() == Needs.NOTHING:
         raise Skipped("it does not ask the teacher")
     probe = harness.make_world(variant.domain, seed=1)
     rollouts = probe.rollout(Teacher(), n=64, horizon=3, generator=seeds.generator(1, "conformance"))
-    trainer = harness.make_trainer(harness.make_method(cls, variant), harness.make_world(variant.domain))
+    trainer = harness.make_trainer(harness.make_method(cls, variant), Unrewarded(harness.make_world(variant.domain)))
     before = _agreement(trainer, rollouts)
     for _ in range(LEARNING_STEPS):
         trainer.step()

@@ -115,4 +115,5 @@ class Spec(Frozen):
 
     recipe: Recipe
     execution: Execution
-    origins: dict[str, str] = Field(default_factory=dict, description="dotted key -> user, task, profile or default")
+    origins: dict[str, str] = Field(
+        default_factory=dict, description="dotted key -> user, preset, task, profile or default")
