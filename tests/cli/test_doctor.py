@@ -24,6 +24,8 @@ def findings(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict
 def test_this_machine_is_healthy_and_what_is_missing_is_named(
         tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "Box2D", None)  # an `import Box2D` now fails, as where it is not installed
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, module)  # imported by an earlier test
     monkeypatch.setenv("OPDBENCH_DATA", str(tmp_path))
     code, found = findings(capsys, "--results", str(tmp_path / "results"))
     assert code == 0, [finding for finding in found.values() if finding["state"] == "broken"]
