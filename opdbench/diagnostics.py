@@ -1,7 +1,8 @@
 """The standard diagnostics of every step: how far the student is from the teacher, and what it wrote.
 
-Distances are taken on the first rows of each step (256 of them), since they are watched and not optimised; counts and
-lengths are over all trajectories.
+Distances are taken on the first rows of each step (256 of them), since they are watched and not optimised: before the
+update where the method asks for the teacher's whole distribution, after it where it does not. Counts and lengths are
+over all trajectories.
 """
 
 from __future__ import annotations
@@ -56,9 +57,18 @@ class StepMeter:
             # At temperature 1 and before the first update this is rounding only; it grows with staleness.
             gap_n = (student.logp(rows.action_n) - rows.behaviour_logp_n)[by_student_n].abs()
             self._add("sampler_gap", gap_n.double())
-        if TEACHER_FEATURES not in rows.columns:
-            return
-        teacher = rows.teacher
+        if TEACHER_FEATURES in rows.columns:
+            self.add_distance(rows)
+
+    @property
+    def knows_distance(self) -> bool:
+        """Whether the distance to the teacher has been measured in this step."""
+        return "reverse_kl" in self._sums
+
+    @torch.no_grad()
+    def add_distance(self, rows: Rows) -> None:
+        """How far the student is from the teacher in these rows, whose columns hold the teacher's features."""
+        student, teacher = rows.student, rows.teacher
         self._add("teacher_entropy", teacher.entropy().double())
         self._add("forward_kl", divergences.forward_kl(teacher, student).double())
         self._add("reverse_kl", divergences.reverse_kl(teacher, student).double())

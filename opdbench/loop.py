@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from opdbench.context import Context, mean_context
-from opdbench.diagnostics import StepMeter
+from opdbench.diagnostics import SAMPLE, StepMeter
 from opdbench.distiller import Distiller
 from opdbench.errors import DivergedError
 from opdbench.optimizer import Optimizer
+from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
-from opdbench.rows import Rows, RowTable, row_weights
+from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights
 
 
 class Trainer:
@@ -51,14 +52,27 @@ class Trainer:
         meter = StepMeter()
         with ctx.ledger.clock():
             needs = method.asks(ctx)
-            rollouts = ctx.score(method.collect(ctx), needs)
-            meter.add_rollouts(rollouts)
-            rollouts = method.prepare(rollouts, ctx)
+            collected = ctx.score(method.collect(ctx), needs)
+            meter.add_rollouts(collected)
+            rollouts = method.prepare(collected, ctx)
             for minibatch in method.minibatches(rollouts, ctx):
                 self._update(minibatch, meter)
             method.after_step(ctx)
             ctx.ledger.steps += 1
+        if ctx.world.teacher is not None and not meter.knows_distance:
+            self._measure_distance(collected, ctx.world.teacher, meter)
         return meter.summary()
+
+    @torch.no_grad()
+    def _measure_distance(self, rollouts: Rollouts, teacher: Policy, meter: StepMeter) -> None:
+        """The distance to a teacher whose whole distribution the method does not ask for: on a few trajectories, off
+        the clock and the ledger, since it is watched and not learnt from."""
+        enough = int((rollouts.mask_bt.sum(1).cumsum(0) < SAMPLE).sum()) + 1
+        few = rollouts.select(range(min(enough, rollouts.n_trajectories)))
+        few = few.with_columns(per_step={TEACHER_FEATURES: self.ctx.world.teacher_features(few)})
+        features_nh = self.ctx.student.features(few.input_bt, few.length_b)[few.mask_bt]
+        table = RowTable(few, self.ctx.student.project, teacher.project)
+        meter.add_distance(table.chunk(features_nh[:SAMPLE], 0, min(SAMPLE, len(features_nh))))
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
         """One optimizer step on one minibatch, in micro-batches."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from opdbench import hardware, models, registry
 from opdbench.distiller import Distiller, Needs
-from opdbench.errors import UserError, unknown
+from opdbench.errors import UsageError, UserError, unknown
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
 from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
 from opdbench.task import ControlTask, LanguageTask, Task
@@ -87,6 +87,8 @@ def resolve(request: Request) -> Plan:
     if task_class.domain not in method_class.domains:
         raise UserError(f"{method_class.name} does not run on {task_class.name}: it is for "
                         f"{' and '.join(sorted(method_class.domains))} tasks", "opdbench list tasks")
+    if request.data is not None and not task_class.reads_data:
+        raise UsageError(f"{task_class.name} reads no data: --data {request.data} means nothing to it", "leave it out")
     choice = hardware.choose(request.profile)
     sections = {"method": method_class.Params, "training": Training, "evaluation": Evaluation,
                 "task": task_class.Params, "execution": Execution}

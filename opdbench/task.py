@@ -38,6 +38,7 @@ class Task(ABC):
     student: ClassVar[str | None]  # default starting student, likewise
     training: ClassVar[Mapping[str, Any]]  # this task's defaults for `schema.spec.Training`
     budget: ClassVar[Mapping[str, float]]  # default budget, such as {"steps": 100}
+    reads_data: ClassVar[bool] = False  # whether `--data` means anything to it
 
     class Params(BaseModel):
         """What can be set about a task with `--set`; part of the recipe."""

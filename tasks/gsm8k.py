@@ -58,6 +58,7 @@ class GSM8K(LanguageTask):
     student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 200}
+    reads_data: ClassVar[bool] = True
 
     class Params(LanguageTask.Params):
         max_new_tokens: PositiveInt = Field(512, description="longest completion in tokens, when scores are taken")

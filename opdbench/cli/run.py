@@ -14,6 +14,7 @@ from opdbench.errors import UsageError
 if TYPE_CHECKING:
     from opdbench.resolve import Request
     from opdbench.schema.record import Record
+    from opdbench.store import RunFolder
 
 
 class Ended(NamedTuple):
@@ -65,6 +66,10 @@ def execute(args: argparse.Namespace) -> int:
             break
     if args.json:
         _print_json(args, ended)
+    elif len(ended) > 1:
+        from opdbench.report.summary import over_seeds
+
+        print("\n" + over_seeds([run.record for run in ended]))
     return max(run.exit_code for run in ended)
 
 
@@ -103,9 +108,8 @@ def _run(args: argparse.Namespace, seed: int) -> Ended:
         folder = run.run_folder(Path(args.results), plan.spec.recipe)
         place = str(folder.path / RECORD)
         display.note(f"profile {plan.spec.execution.profile}: {plan.profile_reason}")
-        finished = folder.path.exists() and not args.fresh and _is_finished(folder)
-        if finished:
-            display.note("this run is finished; its record follows (add --fresh to run it again)")
+        if not args.fresh and (finished := _finished(folder)) is not None:
+            display.note("this run is finished; its record follows (add --fresh to run it again)" + _made_by(finished))
         try:
             record = run.execute(plan, folder, display, fresh=args.fresh)
             exit_code = 0 if record.status == "completed" else 1
@@ -118,12 +122,18 @@ def _run(args: argparse.Namespace, seed: int) -> Ended:
     return Ended(record, place, exit_code)
 
 
-def _is_finished(folder: object) -> bool:
-    from opdbench.store import RunFolder
+def _finished(folder: RunFolder) -> Record | None:
+    """The record of a run that has come to its end."""
+    record = folder.read_record() if folder.path.exists() else None
+    return record if record is not None and record.status == "completed" else None
 
-    assert isinstance(folder, RunFolder)
-    record = folder.read_record()
-    return record is not None and record.status == "completed"
+
+def _made_by(record: Record) -> str:
+    """A word when another state of the code made a record: only the method's own code counts in a recipe."""
+    from opdbench import provenance
+
+    made, now = record.provenance.get("commit"), provenance.checkout().commit
+    return "" if made == now else f"; it was made at commit {str(made)[:12]}, and this is {str(now)[:12]}"
 
 
 def _print_json(args: argparse.Namespace, ended: list[Ended]) -> None:

@@ -202,7 +202,7 @@ def _share_vocabulary(student: LanguagePolicy, teacher: LanguagePolicy) -> None:
     difference = student.tokenizer.difference(teacher.tokenizer)
     if difference is not None:
         raise UserError(f"the student's and the teacher's tokenizers do not match: {difference}",
-                        "choose two models of one family, or the method gold, which is made for different tokenizers")
+                        "choose two models of one family; methods for different tokenizers are not there yet")
     shared = min(student.n_actions, teacher.n_actions)
     for model in (student, teacher):
         model.limit_vocabulary(shared)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from opdbench.schema.record import Record, Score
@@ -127,3 +128,23 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 def _gap(value: float | None) -> str:
     return "    -   (teacher not above before)" if value is None else f"{100 * value:5.1f}%"
+
+
+def over_seeds(records: Sequence[Record]) -> str:
+    """One row a seed and mode: before, after, teacher, gap recovered; then the mean over the seeds that completed.
+
+    The mean has no interval: one that is honest about seeds and problems needs both levels, and belongs to a board.
+    """
+    completed = [record for record in records if record.status == "completed"]
+    rows = [[str(record.recipe.seed), record.status, mode, *_line(record, mode)]
+            for record in records for mode in (list(record.after) or ["-"])]
+    for mode in completed[0].after if len(completed) > 1 else ():
+        after = [record.after[mode].mean for record in completed]
+        rows.append(["mean", f"{len(completed)} completed", mode, "", f"{fmean(after):.4g}", "", ""])
+    return table(["seed", "status", "mode", "before", "after", "teacher", "gap recovered"], rows)
+
+
+def _line(record: Record, mode: str) -> list[str]:
+    scores = [phase.get(mode) for phase in (record.before, record.after, record.teacher)]
+    gap = record.gap_recovered.get(mode)
+    return [*("-" if score is None else f"{score.mean:.4g}" for score in scores), "-" if gap is None else f"{gap:.1%}"]
