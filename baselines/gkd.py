@@ -44,7 +44,7 @@ class GKD(Distiller):
         beta: float = Field(0.5, gt=0, lt=1, description="of JSD(beta): towards 0 like forward KL, towards 1 reverse")
         data: Literal["teacher", "solutions"] = Field(
             "teacher", description="the fixed data: the teacher's samples, or the task's reference solutions")
-        loss_temperature: float = Field(1.0, gt=0, description="of both distributions, in the loss only; not of sampling")
+        loss_temperature: float = Field(1.0, gt=0, description="of both sides, in the loss only; not of sampling")
 
     def collect(self, ctx: Context) -> Rollouts:
         if ctx.rng("data").random() < self.params.lmbda:
