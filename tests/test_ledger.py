@@ -134,7 +134,7 @@ def test_cartpole_counts_of_three_on_policy_steps() -> None:
 
 def test_r15_cartpole_counts_of_dagger_labels_every_environment_step_once() -> None:
     """Labels equal environment steps; what is trained on is minibatches of what has been aggregated so far."""
-    ledger = train(DAgger, cartpole(), steps=3, batch=BATCH, horizon=HORIZON, updates=5, minibatch=30,
+    ledger = train(DAgger, cartpole(), steps=3, batch=BATCH, horizon=HORIZON, replay_ratio=6.25, minibatch=30,
                    beta="zero")
     a_round = BATCH * HORIZON  # 24 states, fewer than a minibatch in the first round
     assert (ledger.teacher_tokens, ledger.student_tokens) == (a_round, 2 * a_round)
