@@ -31,7 +31,7 @@ class GymControl(ControlTask):
             return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"task {self.name} needs a simulator that is not installed: {error}",
-                            'pip install "opdbench[rl]"') from error
+                            'pip install "gymnasium[box2d]"') from error
 
     def checksum(self) -> str:
         # The environment's rules live in gymnasium; its version is in the record's provenance.
