@@ -51,8 +51,3 @@ class Categorical:
 
     def detach(self) -> Categorical:
         return Categorical(self.logits_na.detach())
-
-
-def xlogy(p: Tensor, logq: Tensor) -> Tensor:
-    """p * logq with 0 * -inf = 0 and a zero gradient there, so that impossible actions cannot make a NaN."""
-    return p * logq.masked_fill(p == 0, 0.0)

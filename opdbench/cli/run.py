@@ -129,11 +129,14 @@ def _finished(folder: RunFolder) -> Record | None:
 
 
 def _made_by(record: Record) -> str:
-    """A word when another state of the code made a record: only the method's own code counts in a recipe."""
+    """A word when another commit made a record: only the method's own code counts in a recipe. Nothing where either is
+    not known, as in a wheel."""
     from opdbench import provenance
 
     made, now = record.provenance.get("commit"), provenance.checkout().commit
-    return "" if made == now else f"; it was made at commit {str(made)[:12]}, and this is {str(now)[:12]}"
+    if made is None or now is None or made == now:
+        return ""
+    return f"; it was made at commit {made[:12]}, and this is {now[:12]}"
 
 
 def _print_json(args: argparse.Namespace, ended: list[Ended]) -> None:

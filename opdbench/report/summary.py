@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from opdbench.schema.record import Record, Score
-from opdbench.text import fields, table
+from opdbench.text import fields, percent, table
 
 _PHASES = ("before", "after", "teacher")
 _CURVE = ("loss", "reverse_kl", "forward_kl", "entropy", "length", "truncated")
@@ -147,4 +147,4 @@ def over_seeds(records: Sequence[Record]) -> str:
 def _line(record: Record, mode: str) -> list[str]:
     scores = [phase.get(mode) for phase in (record.before, record.after, record.teacher)]
     gap = record.gap_recovered.get(mode)
-    return [*("-" if score is None else f"{score.mean:.4g}" for score in scores), "-" if gap is None else f"{gap:.1%}"]
+    return [*("-" if score is None else f"{score.mean:.4g}" for score in scores), "-" if gap is None else percent(gap)]
