@@ -35,6 +35,7 @@ class DAgger(Distiller):
     name: ClassVar[str] = "dagger"
     paper: ClassVar[str] = "Ross, Gordon and Bagnell, AISTATS 2011 (arXiv 1011.0686), algorithm 3.1"
     needs: ClassVar[Needs] = Needs.ACTION
+    compares: ClassVar[bool] = True
 
     class Params(Distiller.Params):
         labels: Literal["hard", "soft"] = Field(
@@ -79,7 +80,7 @@ class DAgger(Distiller):
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         if self.params.labels == "soft":
-            return Loss(forward_kl(rows.teacher, rows.student))
+            return Loss(forward_kl(*rows.pair()))
         return Loss(negative_log_likelihood(rows.student, rows.columns[TEACHER_ACTION]))
 
     def state_dict(self) -> dict[str, Any]:

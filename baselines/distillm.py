@@ -40,6 +40,7 @@ class DistiLLM(Distiller):
     name: ClassVar[str] = "distillm"
     paper: ClassVar[str] = "Ko, Kim, Chen and Yun, ICML 2024 (arXiv 2402.03898), eqs. 3 to 5, algorithm 1"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {"rise_since": "last_move"}}
 
     class Params(Distiller.Params):
@@ -91,7 +92,7 @@ class DistiLLM(Distiller):
 
     def divergence(self, rows: Rows) -> Tensor:
         skewed = skew_kl if self.params.divergence == "skl" else skew_reverse_kl
-        return skewed(rows.teacher, rows.student, self.params.alpha)
+        return skewed(*rows.pair(), self.params.alpha)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         value_n = self.divergence(rows)

@@ -39,6 +39,7 @@ class DistiLLM2(Distiller):
     name: ClassVar[str] = "distillm2"
     paper: ClassVar[str] = "Ko et al., ICML 2025 (arXiv 2503.07067), section 3, contrastive loss and curriculum"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {
         "adaptive": False, "b_end": 1.0, "moving_mixture": False, "temperature": 0.8, "teacher_temperature": 0.8,
         "reduction": "sequence"}}
@@ -71,7 +72,7 @@ class DistiLLM2(Distiller):
         """gap_y of each trajectory [B]."""
         rows_b = rollouts.mask_bt.sum(1).clamp(min=1)
         logps_bt2 = ctx.per_row(rollouts, lambda rows: torch.stack(
-            [rows.teacher.logp(rows.action_n), rows.student.logp(rows.action_n)], -1))
+            [rows.teacher_logp_n, rows.student.logp(rows.action_n)], -1))
         teacher_b, student_b = ((masked(logp_bt, rollouts.mask_bt).sum(1) / rows_b).exp().double()
                                 for logp_bt in logps_bt2.unbind(-1))
         return torch.where(rollouts.columns["part"] == TEACHER_PART, teacher_b - student_b, student_b - teacher_b)
@@ -89,11 +90,12 @@ class DistiLLM2(Distiller):
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         params, alpha_n = self.params, rows.columns["alpha"]
         b = params.b_start + (params.b_end - params.b_start) * ctx.progress
-        pull_n = skew_kl(rows.teacher, rows.student, alpha_n)
+        teacher, student = rows.pair()
+        pull_n = skew_kl(teacher, student, alpha_n)
         if params.moving_mixture:
-            push_n = skew_reverse_kl(rows.teacher, rows.student, alpha_n)
+            push_n = skew_reverse_kl(teacher, student, alpha_n)
         else:
-            push_n = reverse_kl(mixture(rows.teacher, rows.student, 1 - alpha_n), rows.student)
+            push_n = reverse_kl(mixture(teacher, student, 1 - alpha_n), student)
         by_teacher_n = rows.columns["part"] == TEACHER_PART
         return Loss(torch.where(by_teacher_n, (2 - b) * pull_n, b * push_n), {"alpha": alpha_n})
 

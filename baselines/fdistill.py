@@ -38,6 +38,7 @@ class FDistill(Distiller):
     name: ClassVar[str] = "fdistill"
     paper: ClassVar[str] = "Wen, Li, Du and Mou, ACL 2023 (arXiv 2307.15190), section 2.2 and 2.3"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
 
     class Params(Distiller.Params):
         divergence: Literal["tvd", "js", "kl", "rkl"] = Field("tvd", description="the f-divergence, as above")
@@ -61,13 +62,13 @@ class FDistill(Distiller):
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         share = 1 / len(self.writers())  # parts are averaged apart and then summed
-        divergence = self.params.divergence
+        divergence, (teacher, student) = self.params.divergence, rows.pair()
         if divergence == "tvd":
-            return Loss(share * total_variation(rows.teacher, rows.student))
+            return Loss(share * total_variation(teacher, student))
         if divergence != "js":
-            return Loss((forward_kl if divergence == "kl" else reverse_kl)(rows.teacher, rows.student))
-        to_mixture_n = skew_kl(rows.teacher, rows.student, 0.5)
-        from_mixture_n = skew_reverse_kl(rows.teacher, rows.student, 0.5)
+            return Loss((forward_kl if divergence == "kl" else reverse_kl)(teacher, student))
+        to_mixture_n = skew_kl(teacher, student, 0.5)
+        from_mixture_n = skew_reverse_kl(teacher, student, 0.5)
         if share == 1:
             return Loss((to_mixture_n + from_mixture_n) / 2)
         by_teacher_n = rows.columns["part"] == TEACHER_PART

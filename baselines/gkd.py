@@ -33,6 +33,7 @@ class GKD(Distiller):
     name: ClassVar[str] = "gkd"
     paper: ClassVar[str] = "Agarwal et al., ICLR 2024 (arXiv 2306.13649), section 3, eq. 4, algorithm 1"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
 
     # TRL's temperature is of sampling only; its loss has none. It also switches to the full KLs at beta 0 and 1.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"trl": {"lmbda": 0.5, "beta": 0.5, "temperature": 0.9}}
@@ -44,7 +45,6 @@ class GKD(Distiller):
         beta: float = Field(0.5, gt=0, lt=1, description="of JSD(beta): towards 0 like forward KL, towards 1 reverse")
         data: Literal["teacher", "solutions"] = Field(
             "teacher", description="the fixed data: the teacher's samples, or the task's reference solutions")
-        loss_temperature: float = Field(1.0, gt=0, description="of both distributions, in the loss and not in sampling")
 
     def uses_solutions(self) -> bool:
         return super().uses_solutions() and self.params.lmbda < 1
@@ -57,8 +57,7 @@ class GKD(Distiller):
         return ctx.rollout(Teacher(ctx.training.teacher_temperature))
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        teacher = rows.teacher.tempered(self.params.loss_temperature)
-        student = rows.student.tempered(self.params.loss_temperature)
+        teacher, student = rows.pair()
         if self.params.divergence == "forward_kl":
             return Loss(forward_kl(teacher, student))
         if self.params.divergence == "reverse_kl":

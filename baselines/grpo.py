@@ -14,7 +14,6 @@ from opdbench.advantages import group_normalised, masked, reward_to_go, whitened
 from opdbench.context import Context
 from opdbench.copies import FrozenCopy
 from opdbench.distiller import Distiller, Loss, Needs
-from opdbench.errors import UserError
 from opdbench.replay import epochs
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
@@ -59,9 +58,6 @@ class GRPO(Distiller):
         actor = Student(ctx.training.temperature)
         if ctx.world.domain == "rl":
             return ctx.rollout(actor)
-        if ctx.training.batch % self.params.group:
-            raise UserError(f"a batch of {ctx.training.batch} cannot be divided into groups of {self.params.group}",
-                            f"--set batch={max(1, ctx.training.batch // self.params.group) * self.params.group}")
         return ctx.rollout(actor, repeat=self.params.group)
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:

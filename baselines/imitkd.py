@@ -34,6 +34,7 @@ class ImitKD(Distiller):
     name: ClassVar[str] = "imitkd"
     paper: ClassVar[str] = "Lin, Wohlwend, Chen and Lei, EMNLP 2020 (arXiv 2009.07253), algorithm 1, L_opt and L_full"
     needs: ClassVar[Needs] = Needs.ACTION
+    compares: ClassVar[bool] = True
 
     class Params(Distiller.Params):
         labels: Literal["hard", "soft"] = Field(
@@ -62,5 +63,5 @@ class ImitKD(Distiller):
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         if self.params.labels == "soft":
-            return Loss(forward_kl(rows.teacher, rows.student))
+            return Loss(forward_kl(*rows.pair()))
         return Loss(negative_log_likelihood(rows.student, rows.columns[TEACHER_ACTION]))

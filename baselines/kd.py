@@ -19,8 +19,8 @@ class KD(Distiller):
 
         L = tau^2 E_{s ~ D} KL(p_tau(. | s) || q_tau(. | s)),   p_tau = softmax(teacher logits / tau), q_tau likewise
 
-    D is off-policy: states that the teacher visits, or those of reference solutions. The factor tau^2 keeps gradients
-    of one size as the temperature tau changes (Hinton et al. 2015, section 2.1).
+    D is off-policy: states that the teacher visits, or those of reference solutions. tau is `loss_temperature`, and the
+    factor tau^2 keeps gradients of one size as it changes (Hinton et al. 2015, section 2.1).
 
     Deviations from the paper:
         No cross-entropy with the true label is added (Hinton's second term): MiniLLM's baseline mixes it in at one
@@ -30,11 +30,11 @@ class KD(Distiller):
     name: ClassVar[str] = "kd"
     paper: ClassVar[str] = "Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2; Sanh et al. 2019"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
 
     class Params(Distiller.Params):
         data: Literal["teacher", "solutions"] = Field(
             "teacher", description="states: the teacher's own samples, or the task's reference solutions")
-        loss_temperature: float = Field(1.0, gt=0, description="tau, in the loss only; sampling has its own")
 
     def collect(self, ctx: Context) -> Rollouts:
         if self.params.data == "solutions":
@@ -42,5 +42,4 @@ class KD(Distiller):
         return ctx.rollout(Teacher(ctx.training.teacher_temperature))
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        tau = self.params.loss_temperature
-        return Loss(tau**2 * forward_kl(rows.teacher.tempered(tau), rows.student.tempered(tau)))
+        return Loss(ctx.training.loss_temperature**2 * forward_kl(*rows.pair()))

@@ -49,6 +49,7 @@ class MiniLLM(Distiller):
     name: ClassVar[str] = "minillm"
     paper: ClassVar[str] = "Gu, Dong, Wei and Huang, ICLR 2024 (arXiv 2306.08543), section 2.2, algorithm 1"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {
         "discount": 0.95, "own_reward": True, "whiten": True, "weigh_exact_term": False, "data_distillation": 0.5}}
 
@@ -129,17 +130,18 @@ class MiniLLM(Distiller):
         params, student = self.params, rows.student
         logq_n, weight_n = student.logp(rows.action_n), rows.columns["weight"]
         later_n = ppo_clip(logq_n, rows.columns["sampler_logp"], rows.columns["advantage"], params.clip, params.clip)
-        exact_n = reverse_kl(rows.teacher, student)
+        teacher, compared = rows.pair()
+        exact_n = reverse_kl(teacher, compared)
         value_n = later_n + (weight_n * exact_n if params.weigh_exact_term else exact_n)
         if params.data != "none":
             share = params.data_distillation
             data_n = (1 - share) * negative_log_likelihood(student, rows.action_n)
             if share > 0:
-                data_n = data_n + share * forward_kl(rows.teacher, student)
+                data_n = data_n + share * forward_kl(teacher, compared)
             value_n = torch.where(rows.columns["part"] == SAMPLED_PART, value_n, params.data_weight * data_n)
         return Loss(value_n, {"importance_weight": weight_n})
 
 
 def _both_logps(rows: Rows) -> Tensor:
     """Log-probabilities of the actions taken, the teacher's and the student's [N, 2]."""
-    return torch.stack([rows.teacher.logp(rows.action_n), rows.student.logp(rows.action_n)], -1)
+    return torch.stack([rows.teacher_logp_n, rows.student.logp(rows.action_n)], -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,13 +23,16 @@ class Qwen3(Distiller):
     Deviations from the paper:
         The report gives two sentences. It does not say which way round the KL is, at what temperature, over which
         tokens, nor how long each stage lasts: reverse KL over the whole vocabulary at temperature 1 and an even split
-        of the budget are ours. Its /think and /no_think modes are a matter of the prompts: a task whose prompts carry
-        them gets both, and the tiny tasks have neither.
+        of the budget are ours. Its /think and /no_think modes are `--preset modes`: a chat template that knows them
+        gets every other prompt in each, in both stages. It is no default, since the horizon of most tasks cannot hold
+        the thinking, and the tiny tasks have no template.
     """
 
     name: ClassVar[str] = "qwen3"
     paper: ClassVar[str] = "Qwen Team 2025, Qwen3 technical report (arXiv 2505.09388), section 4.5"
     needs: ClassVar[Needs] = Needs.FULL
+    compares: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"modes": {"thinking": "both"}}
     vanishes_at_teacher = False  # stage 1 is a likelihood
 
     class Params(Distiller.Params):
@@ -53,4 +56,4 @@ class Qwen3(Distiller):
         if (rows.source_n == Source.TEACHER).all():  # a batch has one writer
             return Loss(negative_log_likelihood(rows.student, rows.action_n))
         divergence = reverse_kl if self.params.divergence == "reverse_kl" else forward_kl
-        return Loss(divergence(rows.teacher, rows.student))
+        return Loss(divergence(*rows.pair()))

@@ -32,6 +32,7 @@ class SeqKD(Distiller):
     name: ClassVar[str] = "seqkd"
     paper: ClassVar[str] = "Kim and Rush, EMNLP 2016 (arXiv 1606.07947), section 3.2, L_SEQ-KD; 3.3 for w > 0"
     needs: ClassVar[Needs] = Needs.TEXT
+    compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {"decode": "sample", "word_level": 0.5}}
 
     class Params(Distiller.Params):
@@ -53,4 +54,4 @@ class SeqKD(Distiller):
         likelihood_n = negative_log_likelihood(rows.student, rows.action_n)
         if weight == 0:
             return Loss(likelihood_n)
-        return Loss((1 - weight) * likelihood_n + weight * forward_kl(rows.teacher, rows.student))
+        return Loss((1 - weight) * likelihood_n + weight * forward_kl(*rows.pair()))

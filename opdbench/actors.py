@@ -33,12 +33,30 @@ class Actor(Protocol):
     @property
     def uses_teacher(self) -> bool: ...
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, generator: Generator) -> Decision:
-        ...
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+        """Decide in B states. All randomness is in `uniform_bd` [B, D], one row of a `uniform_table` a state."""
 
 
-def sample(logits_ba: Tensor, temperature: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw one action a row from softmax(logits / temperature); temperature 0 takes the largest logit.
+ACTION, COIN = 0, 1  # columns of uniform numbers: which action, and who chooses it
+N_DRAWS = 2
+
+
+def uniform_table(n: int, horizon: int, generator: Generator) -> Tensor:
+    """All random numbers of a rollout: float64 [T, B, D], uniform in [0, 1), on the CPU.
+
+    A trajectory's draw at a step is the number in its place, so that it depends neither on the device, nor on which
+    trajectories are written together, nor on which of them are still going on. Two actors that are handed one table
+    use common random numbers. Time comes first: a longer horizon only adds to a table.
+    """
+    return torch.rand(horizon, n, N_DRAWS, dtype=torch.float64, generator=generator)
+
+
+def sample(logits_ba: Tensor, temperature: float, uniform_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one action a row from softmax(logits / temperature), by inversion: the first action whose cumulative
+    probability exceeds the row's uniform number. Temperature 0 takes the largest logit.
+
+    Args:
+        uniform_b: float64 [B], in [0, 1), on the device of the logits.
 
     Returns:
         (action_b, logp_b): int64 [B], and float32 [B] under the distribution that was sampled from (0 when greedy).
@@ -46,26 +64,24 @@ def sample(logits_ba: Tensor, temperature: float, generator: Generator) -> tuple
     if temperature == 0:
         action_b = logits_ba.argmax(-1)
         return action_b, torch.zeros(action_b.shape, device=logits_ba.device)
-    logits_ba = logits_ba.float() if temperature == 1 else logits_ba.float() / temperature
-    if logits_ba.device.type == "cpu":
-        return _sample_by_inversion(logits_ba, generator)
-    # The Gumbel-max trick (argmax of logits minus log of exponentials) draws exactly, and deterministically on a GPU.
-    noise_ba = torch.empty_like(logits_ba).exponential_(generator=generator).log_()
-    action_b = (logits_ba - noise_ba).argmax(-1)
-    logp_b = logits_ba.gather(-1, action_b[:, None])[:, 0] - logits_ba.logsumexp(-1)
-    return action_b, logp_b
-
-
-def _sample_by_inversion(logits_ba: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """The first action whose cumulative probability exceeds a uniform number: one random number a row, where Gumbel
-    noise takes one for every action and costs ten times as much. Summed in float64, so that rare actions keep theirs.
-    """
-    probability_ba = logits_ba.softmax(-1)
-    cumulative_ba = probability_ba.cumsum(-1, dtype=torch.float64)
-    uniform_b1 = torch.rand(len(logits_ba), 1, dtype=torch.float64, generator=generator)
-    action_b1 = torch.searchsorted(cumulative_ba, uniform_b1 * cumulative_ba[:, -1:], right=True)
+    probability_ba = _tempered(logits_ba, temperature).softmax(-1)
+    on_cpu = probability_ba.device.type == "cpu"
+    cumulative_ba = probability_ba.cumsum(-1, dtype=torch.float64) if on_cpu else counted_cumsum(probability_ba)
+    action_b1 = torch.searchsorted(cumulative_ba, uniform_b[:, None] * cumulative_ba[:, -1:], right=True)
     action_b1 = action_b1.clamp_(max=logits_ba.shape[-1] - 1)  # rounding may reach the total itself, once in 1e16
-    return action_b1[:, 0], probability_ba.gather(-1, action_b1)[:, 0].log()
+    return action_b1[:, 0], probability_ba.gather(-1, action_b1)[:, 0].log().float()
+
+
+def counted_cumsum(probability_ba: Tensor) -> Tensor:
+    """Cumulative probabilities in whole units of 2^-52, as float64. A GPU adds floats in no fixed order, or slowly when
+    it is told to; whole numbers have one sum in every order."""
+    return (probability_ba * 2.0**52).cumsum(-1, dtype=torch.int64).double()
+
+
+def _tempered(logits_ba: Tensor, temperature: float) -> Tensor:
+    """logits / temperature, in float32 or wider."""
+    logits_ba = logits_ba if logits_ba.dtype == torch.float64 else logits_ba.float()
+    return logits_ba if temperature == 1 else logits_ba / temperature
 
 
 @dataclass(frozen=True)
@@ -76,9 +92,9 @@ class Student:
     uses_student: bool = True
     uses_teacher: bool = False
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, generator: Generator) -> Decision:
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
         assert student_logits_ba is not None
-        action_b, logp_b = sample(student_logits_ba, self.temperature, generator)
+        action_b, logp_b = sample(student_logits_ba, self.temperature, uniform_bd[:, ACTION])
         return Decision(action_b, logp_b, _sources(action_b, Source.STUDENT))
 
 
@@ -90,9 +106,9 @@ class Teacher:
     uses_student: bool = False
     uses_teacher: bool = True
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, generator: Generator) -> Decision:
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
         assert teacher_logits_ba is not None
-        action_b, logp_b = sample(teacher_logits_ba, self.temperature, generator)
+        action_b, logp_b = sample(teacher_logits_ba, self.temperature, uniform_bd[:, ACTION])
         return Decision(action_b, logp_b, _sources(action_b, Source.TEACHER))
 
 
@@ -101,7 +117,8 @@ class Mixture:
     """In every state a coin decides who acts: the teacher with probability `beta` (DAgger's beta_i).
 
     `logp_b` is the log-probability of the mixture when both temperatures are positive, and the chooser's own otherwise.
-    At beta = 0 the teacher is not run, and at beta = 1 the student is not.
+    At beta = 0 the teacher is not run, and at beta = 1 the student is not; on one table of uniform numbers the actions
+    are then what `Student` and `Teacher` draw.
     """
 
     beta: float
@@ -116,22 +133,22 @@ class Mixture:
     def uses_teacher(self) -> bool:
         return self.beta > 0
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, generator: Generator) -> Decision:
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
         if not self.uses_teacher:
-            return Student(self.student_temperature).act(student_logits_ba, None, generator)
+            return Student(self.student_temperature).act(student_logits_ba, None, uniform_bd)
         if not self.uses_student:
-            return Teacher(self.teacher_temperature).act(None, teacher_logits_ba, generator)
+            return Teacher(self.teacher_temperature).act(None, teacher_logits_ba, uniform_bd)
         assert student_logits_ba is not None and teacher_logits_ba is not None
-        student_action_b, student_logp_b = sample(student_logits_ba, self.student_temperature, generator)
-        teacher_action_b, teacher_logp_b = sample(teacher_logits_ba, self.teacher_temperature, generator)
-        coin_b = torch.empty(student_action_b.shape, device=student_action_b.device).uniform_(generator=generator)
-        from_teacher_b = coin_b < self.beta
+        uniform_b = uniform_bd[:, ACTION]  # for both: only one of the two actions is taken
+        student_action_b, student_logp_b = sample(student_logits_ba, self.student_temperature, uniform_b)
+        teacher_action_b, teacher_logp_b = sample(teacher_logits_ba, self.teacher_temperature, uniform_b)
+        from_teacher_b = uniform_bd[:, COIN] < self.beta
         action_b = torch.where(from_teacher_b, teacher_action_b, student_action_b)
         logp_b = torch.where(from_teacher_b, teacher_logp_b, student_logp_b)
         if self.student_temperature > 0 and self.teacher_temperature > 0:
-            mixed_ba = (self.beta * (teacher_logits_ba.float() / self.teacher_temperature).softmax(-1)
-                        + (1 - self.beta) * (student_logits_ba.float() / self.student_temperature).softmax(-1))
-            logp_b = mixed_ba.gather(-1, action_b[:, None])[:, 0].log()
+            mixed_ba = (self.beta * _tempered(teacher_logits_ba, self.teacher_temperature).softmax(-1)
+                        + (1 - self.beta) * _tempered(student_logits_ba, self.student_temperature).softmax(-1))
+            logp_b = mixed_ba.gather(-1, action_b[:, None])[:, 0].log().float()
         source_b = torch.where(from_teacher_b, _sources(action_b, Source.TEACHER), _sources(action_b, Source.STUDENT))
         return Decision(action_b, logp_b, source_b)
 
@@ -148,9 +165,9 @@ class Blend:
     uses_student: bool = True
     uses_teacher: bool = True
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, generator: Generator) -> Decision:
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
         assert student_logits_ba is not None and teacher_logits_ba is not None
-        action_b, logp_b = sample(self.combine(student_logits_ba, teacher_logits_ba), 1.0, generator)
+        action_b, logp_b = sample(self.combine(student_logits_ba, teacher_logits_ba), 1.0, uniform_bd[:, ACTION])
         return Decision(action_b, logp_b, _sources(action_b, Source.STUDENT))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import torch
@@ -11,11 +12,15 @@ from torch import Generator, Tensor
 from opdbench import seeds
 from opdbench.actors import Actor
 from opdbench.distiller import Needs
+from opdbench.errors import UserError
 from opdbench.ledger import Ledger
+from opdbench.oracle import Oracle
+from opdbench.pieces import PIECE_HEAD, Head
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP, Rows, RowTable
+from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP, TEACHER_TOPK_ID, Rows, RowTable
 from opdbench.schema.spec import Budget, Execution, Training
+from opdbench.support import Comparison
 from opdbench.world import World
 
 _COLUMNS = {Needs.FULL: TEACHER_FEATURES, Needs.HIDDEN: TEACHER_FEATURES, Needs.SAMPLED: TEACHER_LOGP,
@@ -28,6 +33,7 @@ class Context:
     Attributes:
         world: the task with its models; methods rarely need it directly.
         training: the shared settings (batch, horizon, temperatures).
+        comparison: how `rows.pair` compares: loss temperature and vocabulary support.
         step: rounds finished so far.
     """
 
@@ -37,6 +43,7 @@ class Context:
         self.training = training
         self.execution = execution
         self.ledger = ledger
+        self.comparison = Comparison(training.support, training.top_k, training.tail, training.loss_temperature)
         self._limits = budget.limits()
         self._seed = seed
         self._draws = 0
@@ -72,11 +79,18 @@ class Context:
         Args:
             n: trajectories, the training batch by default; `horizon`: their longest length, the task's by default.
             repeat: times each prompt is used (groups).
+
+        Raises:
+            UserError: the trajectories cannot be divided into groups of `repeat`.
         """
-        generator = seeds.generator(self._seed, "rollout", self.step, self._draws, device=self.execution.device)
+        n = n or self.training.batch
+        if n % repeat:
+            raise UserError(f"a batch of {n} cannot be divided into groups of {repeat}",
+                            f"--set batch={max(1, n // repeat) * repeat}")
+        generator = seeds.generator(self._seed, "rollout", self.step, self._draws)
         self._draws += 1
         with torch.no_grad():
-            rollouts = self.world.rollout(actor, n=n or self.training.batch, horizon=horizon or self._horizon(),
+            rollouts = self.world.rollout(actor, n=n, horizon=horizon or self._horizon(),
                                           generator=generator, repeat=repeat)
         self.ledger.count_rollout(rollouts)
         if actor.uses_student:
@@ -86,10 +100,12 @@ class Context:
         return rollouts
 
     def demonstrations(self, *, n: int | None = None) -> Rollouts:
-        """Reference solutions of the next training problems, as rollouts of source DATA; they cost no tokens."""
+        """Reference solutions of the next training problems, as rollouts of source DATA."""
         generator = seeds.generator(self._seed, "demonstrations", self.step, self._draws)
         self._draws += 1
-        return self.world.demonstrations(n=n or self.training.batch, generator=generator)
+        rollouts = self.world.demonstrations(n=n or self.training.batch, generator=generator)
+        self.ledger.count_demonstrations(rollouts)
+        return rollouts
 
     def separable(self, rollouts: Rollouts) -> Rollouts:
         """The smallest units that can be trained on alone: single states where the input is the whole state (control
@@ -102,6 +118,8 @@ class Context:
         already (replayed ones) are not asked about again."""
         if needs in (Needs.NOTHING, Needs.TEXT) or _COLUMNS[needs] in rollouts.columns:
             return rollouts
+        if self.world.oracle is not None:
+            return self._ask(self.world.oracle, rollouts, needs)
         teacher = self.world.teacher
         assert teacher is not None  # checked when the run was resolved
         self.ledger.teacher_scored += rollouts.n_rows
@@ -115,6 +133,18 @@ class Context:
         column_bt[mask_bt] = values_n
         return rollouts.with_columns(per_step={_COLUMNS[needs]: column_bt})
 
+    def score_pieces(self, rollouts: Rollouts, head: Head = "first") -> Rollouts:
+        """Ask the teacher for its whole distribution, whatever its vocabulary, for a loss on `opdbench.pieces`. With
+        the student's vocabulary that is `score`, and `head` means nothing."""
+        bridge, teacher = self.world.bridge, self.world.teacher
+        if bridge is None or PIECE_HEAD in rollouts.columns:
+            return self.score(rollouts, Needs.FULL)
+        assert teacher is not None
+        scored = bridge.score(rollouts, head)
+        self.ledger.teacher_scored += scored.states
+        self._count_forward("teacher_score", teacher, replace(rollouts, length_b=scored.length_b))
+        return scored.rollouts
+
     @torch.no_grad()
     def per_row(self, rollouts: Rollouts, value: Callable[[Rows], Tensor], *, policy: Policy | None = None) -> Tensor:
         """`value(rows)` in every row as the student is now, without a gradient: [B, T, ...], zero where no row is.
@@ -127,24 +157,32 @@ class Context:
         self._count_forward("student_score", policy, rollouts)
         parts = [rollouts.select(range(first, min(first + self.execution.micro_batch, rollouts.n_trajectories)))
                  for first in range(0, rollouts.n_trajectories, self.execution.micro_batch)]
-        chunks = []
+        chunks, size = [], self.execution.rows_at_once(policy.n_actions)
         for part in parts:
             features_nh = policy.features(part.input_bt, part.length_b)[part.mask_bt]
-            table = RowTable(part, policy.project, None if teacher is None else teacher.project)
-            chunks += [value(table.chunk(features_nh[start:start + self.execution.row_chunk], start,
-                                         start + self.execution.row_chunk))
-                       for start in range(0, max(1, len(features_nh)), self.execution.row_chunk)]
+            table = RowTable(part, policy.project, None if teacher is None else teacher.project, self.comparison)
+            chunks += [value(table.chunk(features_nh[start:start + size], start, start + size))
+                       for start in range(0, max(1, len(features_nh)), size)]
         value_n = torch.cat(chunks)
         value_bt = value_n.new_zeros(*rollouts.mask_bt.shape, *value_n.shape[1:])
         value_bt[rollouts.mask_bt] = value_n
         return value_bt
 
+    def _ask(self, oracle: Oracle, rollouts: Rollouts, needs: Needs) -> Rollouts:
+        """`score` by a teacher that is asked: its most likely actions stand for the whole distribution."""
+        if needs == Needs.FULL and TEACHER_TOPK_ID in rollouts.columns:
+            return rollouts
+        answer = oracle.columns(rollouts, needs, self.training.top_k)
+        self.ledger.teacher_scored += answer.n_asked
+        self.ledger.teacher_cached += answer.n_cached
+        return rollouts.with_columns(per_step=answer.columns)
+
     def _reduce_rows(self, teacher: Policy, features_nh: Tensor, action_n: Tensor, needs: Needs) -> Tensor:
         from opdbench.distributions import Categorical
 
-        chunks = []
-        for start in range(0, max(1, features_nh.shape[0]), self.execution.row_chunk):
-            stop = start + self.execution.row_chunk
+        chunks, size = [], self.execution.rows_at_once(teacher.n_actions)
+        for start in range(0, max(1, features_nh.shape[0]), size):
+            stop = start + size
             distribution = Categorical(teacher.project(features_nh[start:stop]))
             chunks.append(distribution.logp(action_n[start:stop]) if needs == Needs.SAMPLED else distribution.mode())
         return torch.cat(chunks)

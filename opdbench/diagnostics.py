@@ -14,8 +14,9 @@ from torch import Tensor
 
 from opdbench import divergences
 from opdbench.distiller import Loss
+from opdbench.pieces import PIECE_HEAD
 from opdbench.rollouts import Rollouts, Source
-from opdbench.rows import TEACHER_FEATURES, Rows
+from opdbench.rows import TEACHER_FEATURES, TEACHER_LOGP, Rows
 
 SAMPLE = 256  # rows a step
 
@@ -43,6 +44,8 @@ class StepMeter:
         self._update_loss += total.item()
         for name, value_n in loss.scalars.items():
             self._add(name, value_n.detach().double())
+        for name, mass_n in rows.captured.items():
+            self._add(name, mass_n.double())
         if self._rows_left > 0:
             sample = rows.first(self._rows_left)
             self._rows_left -= len(sample)
@@ -57,7 +60,12 @@ class StepMeter:
             # At temperature 1 and before the first update this is rounding only; it grows with staleness.
             gap_n = (student.logp(rows.action_n) - rows.behaviour_logp_n)[by_student_n].abs()
             self._add("sampler_gap", gap_n.double())
-        if TEACHER_FEATURES in rows.columns:
+        by_teacher_n = (rows.source_n == Source.TEACHER) & rows.behaviour_logp_n.isfinite()
+        if TEACHER_LOGP in rows.columns and by_teacher_n.any():
+            # Likewise of a teacher that samples and scores: of a server, whether it does both with one distribution.
+            gap_n = (rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n)[by_teacher_n].abs()
+            self._add("teacher_gap", gap_n.double())
+        if TEACHER_FEATURES in rows.columns and PIECE_HEAD not in rows.columns:
             self.add_distance(rows)
 
     @property

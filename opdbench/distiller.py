@@ -58,6 +58,10 @@ class Distiller(ABC):
         paper: citation, with the section or equation that `loss` implements.
         needs: what the teacher must reveal at default parameters; `requires` answers for the actual ones.
         domains: where it makes sense; most methods: both.
+        compares: whether `loss` compares the two through `rows.pair`, so that `loss_temperature` and `support` apply;
+            for a method that does not, setting them is refused.
+        bridges: whether a teacher with another vocabulary will do, although `requires()` asks for its distribution: the
+            method compares pieces of text (opdbench.pieces).
         row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
         vanishes_at_teacher: False when a student that equals its teacher still has a gradient, because the method also
             follows rewards or data; an instance may say so of its parameters. For the conformance suite; only asked
@@ -70,6 +74,8 @@ class Distiller(ABC):
     paper: ClassVar[str]
     needs: ClassVar[Needs]
     domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
+    compares: ClassVar[bool] = False
+    bridges: ClassVar[bool] = False
     row_wise: ClassVar[bool] = True
     vanishes_at_teacher: bool = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

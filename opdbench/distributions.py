@@ -51,3 +51,10 @@ class Categorical:
 
     def detach(self) -> Categorical:
         return Categorical(self.logits_na.detach())
+
+    def first(self, n: int) -> Categorical:
+        """The first n distributions, cut from the graph; what has been normalised is not normalised again."""
+        part = Categorical(self.logits_na[:n].detach())
+        if "logp_na" in self.__dict__:
+            part.__dict__["logp_na"] = self.logp_na[:n].detach()
+        return part

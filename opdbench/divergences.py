@@ -149,9 +149,13 @@ def universal_logit_distance(teacher: Categorical, student: Categorical) -> Tens
     It compares the shapes of two distributions and not their actions, so vocabularies may differ, in size too: the
     smaller is filled up with zeros. It is zero for any two that are permutations of each other, whatever they say.
     """
-    size = max(teacher.logits_na.shape[-1], student.logits_na.shape[-1])
-    p_na, q_na = (pad(side.p_na.sort(-1, descending=True).values, (0, size - side.p_na.shape[-1]))
-                  for side in (teacher, student))
+    return sorted_distance(teacher.p_na, student.p_na)
+
+
+def sorted_distance(p_na: Tensor, q_na: Tensor) -> Tensor:
+    """sum_i |sort(p)_i - sort(q)_i| [N] of any probabilities, whatever they sum to: of parts of distributions too."""
+    size = max(p_na.shape[-1], q_na.shape[-1])
+    p_na, q_na = (pad(side.sort(-1, descending=True).values, (0, size - side.shape[-1])) for side in (p_na, q_na))
     return (p_na.detach() - q_na).abs().sum(-1)
 
 

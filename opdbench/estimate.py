@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.ledger import peak_memory
+from opdbench.references import Model, Route, leaves
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
 from opdbench.task import ControlTask, LanguageTask
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
+_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.6}  # a parameter, with the scale of every block
+_TABLES = ("embed", "lm_head", "wte", "wpe")  # what tables and output layers are called, which get no adapters
 _DISPATCHES_A_LAYER = 20  # of a decoder's forward pass
 _DISPATCHES_A_STEP = 40  # sampling, bookkeeping, the first and the last layer
 _VALUES_A_UNIT = 22  # kept for the backward pass, for every unit of a layer's width and every token
+_VALUES_A_UNIT_RECOMPUTED = 2  # likewise, when a layer keeps no more than its input
 _LOGIT_COPIES = 6  # logits and log-probabilities of both models and their gradients, in float32
 _PROMPTS_READ = 64
 
@@ -64,32 +69,36 @@ def estimate(plan: Plan) -> Estimate:
         UserError: a model's files cannot be read.
     """
     training, execution = plan.spec.recipe.training, plan.spec.execution
-    student, teacher = _student_size(plan), _size(plan, plan.teacher)
+    student, teachers = _student_size(plan), _teacher_sizes(plan)
     horizon = training.horizon or 1
     steps = _steps(plan, training.batch * horizon)
     prompt = _mean_prompt(plan)
-    flops_a_step = training.batch * (prompt + horizon) * _flops_a_state(plan, student, teacher, (prompt + horizon) / 2)
+    flops_a_step = training.batch * (prompt + horizon) * _flops_a_state(plan, student, teachers, (prompt + horizon) / 2)
     tokens = prompt_tokens = flops = seconds = None
     if steps is not None:
         tokens, prompt_tokens = steps * training.batch * horizon, round(steps * training.batch * prompt)
         flops = steps * flops_a_step
         if _is_here(execution):
             seconds = flops / _flops_per_second(execution, student.width) + steps * _waiting(plan, student)
-    return Estimate(steps, tokens, prompt_tokens, flops, _memory(plan, student, teacher, prompt + horizon), seconds,
-                    student.parameters, teacher.parameters)
+    return Estimate(steps, tokens, prompt_tokens, flops, _memory(plan, student, teachers, prompt + horizon), seconds,
+                    student.parameters, sum(teacher.parameters for teacher in teachers))
 
 
-def _flops_a_state(plan: Plan, student: Size, teacher: Size, context: float) -> float:
-    """One forward pass to act, one with its backward pass (twice as much) to learn, and the teacher's."""
+def _flops_a_state(plan: Plan, student: Size, teachers: list[Size], context: float) -> float:
+    """One forward pass to act, one with its backward pass (twice as much; once under adapters) to learn, and the
+    teacher's: all of a mixture's, one of a route's."""
     scored = plan.needs not in (Needs.NOTHING, Needs.TEXT)
-    return 4 * student.flops(context) + scored * teacher.flops(context)
+    asked = 1 / len(teachers) if isinstance(plan.teacher, Route) else 1.0
+    passes = 3 if plan.spec.recipe.training.lora_rank else 4
+    return passes * student.flops(context) + scored * asked * sum(teacher.flops(context) for teacher in teachers)
 
 
 def _steps(plan: Plan, per_step: int) -> int | None:
     """Fewest steps that some limit allows; token limits are reached with at most `per_step` tokens a step."""
     budget = plan.spec.recipe.budget
     limits = [] if budget.steps is None else [budget.steps]
-    limits += [-(-limit // per_step) for limit in (budget.student_tokens, budget.teacher_tokens) if limit is not None]
+    limits += [-(-limit // per_step) for limit in (budget.tokens, budget.student_tokens, budget.teacher_tokens)
+               if limit is not None]
     return min(limits) if limits else None
 
 
@@ -117,9 +126,13 @@ def _student_size(plan: Plan) -> Size:
     return Size(student.n_parameters(), layers=len(plan.task.student_hidden) + 1, actions=student.n_actions)
 
 
-def _size(plan: Plan, path: Path | None) -> Size:
-    if path is None:
-        return Size()
+def _teacher_sizes(plan: Plan) -> list[Size]:
+    """Of every model that the teacher is made of."""
+    found = [] if plan.teacher is None else leaves(plan.teacher)
+    return [_size(plan, leaf.path) if isinstance(leaf, Model) else _student_size(plan) for leaf in found]
+
+
+def _size(plan: Plan, path: Path) -> Size:
     if isinstance(plan.task, ControlTask):
         from opdbench.rl.load import load_policy
 
@@ -147,38 +160,60 @@ def parameters(folder: Path) -> int:
     Raises:
         UserError: a file is cut short or not a safetensors file.
     """
+    return sum(prod(shape) for shape in _shapes(folder).values())
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor in a folder's safetensors files."""
     from safetensors import SafetensorError, safe_open
 
-    total = 0
+    shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as weights:
-                for name in weights.keys():  # noqa: SIM118 - not a dict
-                    size = 1
-                    for extent in weights.get_slice(name).get_shape():
-                        size *= extent
-                    total += size
+                shapes |= {name: weights.get_slice(name).get_shape()
+                           for name in weights.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is cut short or not a safetensors file: {error}",
                             "download the model again, or pass another") from None
-    return total
+    return shapes
 
 
 # --------------------------------------------------------------------------------------------------- memory and time
 
 
-def _memory(plan: Plan, student: Size, teacher: Size, length: float) -> int:
+def _trained(plan: Plan, student: Size) -> int:
+    """Number of weights that the optimizer moves."""
+    rank = plan.spec.recipe.training.lora_rank
+    if not rank or plan.student is None:
+        return student.parameters
+    return sum(rank * sum(shape) for name, shape in _shapes(plan.student).items()
+               if len(shape) == 2 and not any(table in name for table in _TABLES))
+
+
+def _teacher_bytes(plan: Plan, teachers: list[Size]) -> float:
+    execution, total = plan.spec.execution, 0.0
+    for leaf, size in zip([] if plan.teacher is None else leaves(plan.teacher), teachers, strict=True):
+        if isinstance(leaf, Model):
+            total += size.parameters * (_QUANTISED_BYTES[leaf.quantisation] if leaf.quantisation
+                                        else _BYTES[execution.teacher_dtype])
+        else:
+            total += size.parameters * (_BYTES[execution.dtype] + (0 if leaf.decay is None else 4))
+    return total
+
+
+def _memory(plan: Plan, student: Size, teachers: list[Size], length: float) -> int:
     """The libraries, the weights, and the larger of what generating and what training holds at one time."""
     training, execution = plan.spec.recipe.training, plan.spec.execution
-    width, teacher_width = _BYTES[execution.dtype], _BYTES[execution.teacher_dtype]
+    width, trained = _BYTES[execution.dtype], _trained(plan, student)
     # Weights, gradient and two moments; bfloat16 weights have a float32 copy, with float32 moments.
-    weights = student.parameters * (16 if width == 2 else 4 * width) + teacher.parameters * teacher_width
+    weights = student.parameters * width + trained * (14 if width == 2 else 3 * width) + _teacher_bytes(plan, teachers)
     together = min(training.batch, execution.generation_batch) * length
     generating = together * student.layers * student.cache_width * width
-    rows = min(execution.row_chunk, training.batch * length)
+    rows = min(execution.rows_at_once(student.actions), training.batch * length)
     tokens = min(execution.micro_batch, training.batch) * length
-    learning = (rows * student.actions * 4 * _LOGIT_COPIES
-                + tokens * student.layers * student.width * _VALUES_A_UNIT * width)
+    kept = _VALUES_A_UNIT_RECOMPUTED if execution.gradient_checkpointing else _VALUES_A_UNIT
+    learning = rows * student.actions * 4 * _LOGIT_COPIES + tokens * student.layers * student.width * kept * width
     here = peak_memory() if execution.device == "cpu" else 0
     return round(here + weights + max(generating, learning))
 

@@ -20,9 +20,11 @@ class Ledger:
     Attributes:
         steps: rounds of collect and update; updates: optimizer steps.
         student_tokens, teacher_tokens: actions that each chose (tokens, or environment steps).
+        data_tokens: actions of reference solutions.
         given_tokens: inputs of rollouts that are no decision's state: environment turns, and prompts without their last
             token (in which the first decision is taken).
         teacher_scored: states whose distribution, or part of it, the teacher was asked for.
+        teacher_cached: states for which a cache of an earlier answer was read instead; nobody was asked.
         trained_rows: rows that went through a loss.
         flops: analytic, by part: student_rollout, teacher_rollout, student_score, teacher_score, student_train.
         seconds, cpu_seconds: of training; peak_memory_bytes: of the process, or of the accelerator when there is one.
@@ -32,8 +34,10 @@ class Ledger:
     updates: int = 0
     student_tokens: int = 0
     teacher_tokens: int = 0
+    data_tokens: int = 0
     given_tokens: int = 0
     teacher_scored: int = 0
+    teacher_cached: int = 0
     trained_rows: int = 0
     flops: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -45,6 +49,15 @@ class Ledger:
         self.student_tokens += rollouts.count(Source.STUDENT)
         self.teacher_tokens += rollouts.count(Source.TEACHER)
         self.given_tokens += int(rollouts.length_b.sum()) - rollouts.n_rows
+
+    def count_demonstrations(self, rollouts: Rollouts) -> None:
+        """Add what was read from the task's reference solutions."""
+        self.data_tokens += rollouts.n_rows
+
+    @property
+    def tokens(self) -> int:
+        """Actions collected, whoever chose them; what is used again is not counted again."""
+        return self.student_tokens + self.teacher_tokens + self.data_tokens
 
     def add_flops(self, part: str, flops: float) -> None:
         self.flops[part] = self.flops.get(part, 0.0) + flops

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from opdbench.context import Context, mean_context
+from opdbench.copies import averages
 from opdbench.diagnostics import SAMPLE, StepMeter
 from opdbench.distiller import Distiller
 from opdbench.errors import DivergedError
 from opdbench.optimizer import Optimizer
+from opdbench.output_layer import summed_in_place
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights
@@ -33,6 +35,7 @@ class Trainer:
         modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
         self.optimizer = Optimizer([parameter for parameter in modules.parameters() if parameter.requires_grad],
                                    ctx.training)
+        self._averages = averages(ctx.world.teacher)
 
     @property
     def finished(self) -> bool:
@@ -58,8 +61,10 @@ class Trainer:
             for minibatch in method.minibatches(rollouts, ctx):
                 self._update(minibatch, meter)
             method.after_step(ctx)
+            for average in self._averages:
+                average.follow(ctx.student)
             ctx.ledger.steps += 1
-        if ctx.world.teacher is not None and not meter.knows_distance:
+        if ctx.world.teacher is not None and ctx.world.bridge is None and not meter.knows_distance:
             self._measure_distance(collected, ctx.world.teacher, meter)
         return meter.summary()
 
@@ -84,8 +89,8 @@ class Trainer:
         self.optimizer.step(self.ctx.step, self.ctx.progress)
         self.ctx.ledger.updates += 1
         self.ctx.ledger.trained_rows += minibatch.n_rows
-        flops = self.ctx.student.forward_flops(int(minibatch.length_b.sum()), mean_context(minibatch))
-        self.ctx.ledger.add_flops("student_train", 3 * flops)
+        flops = self.ctx.student.train_flops(int(minibatch.length_b.sum()), mean_context(minibatch))
+        self.ctx.ledger.add_flops("student_train", flops)
 
     def _micro_batches(self, minibatch: Rollouts, weight_n: Tensor) -> Iterator[tuple[Rollouts, Tensor]]:
         size = self.ctx.execution.micro_batch
@@ -105,15 +110,16 @@ class Trainer:
             return
         student, teacher = self.ctx.student, self.ctx.world.teacher
         features_nh = student.features(micro.input_bt, micro.length_b)[micro.mask_bt]
-        table = RowTable(micro, student.project, teacher.project if teacher is not None else None)
-        chunk = self.ctx.execution.row_chunk if self.method.row_wise else len(weight_n)
+        table = RowTable(micro, student.project, None if teacher is None else teacher.project, self.ctx.comparison)
+        chunk = self.ctx.execution.rows_at_once(student.n_actions) if self.method.row_wise else len(weight_n)
         if len(weight_n) <= chunk:
             self._backward(table.chunk(features_nh, 0, len(weight_n)), weight_n, meter)
             return
         leaf_nh = features_nh.detach().requires_grad_()
-        for start in range(0, len(weight_n), chunk):
-            stop = min(start + chunk, len(weight_n))
-            self._backward(table.chunk(leaf_nh[start:stop], start, stop), weight_n[start:stop], meter)
+        with summed_in_place():
+            for start in range(0, len(weight_n), chunk):
+                stop = min(start + chunk, len(weight_n))
+                self._backward(table.chunk(leaf_nh[start:stop], start, stop), weight_n[start:stop], meter)
         torch.autograd.backward(features_nh, leaf_nh.grad)
 
     def _backward(self, rows: Rows, weight_n: Tensor, meter: StepMeter) -> None:
@@ -136,6 +142,7 @@ class Trainer:
         return {"student": self.ctx.student.state_dict(), "modules": {name: module.state_dict() for name, module in
                                                                      self.method.modules().items()},
                 "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
+                "teacher": [average.state_dict() for average in self._averages],
                 "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,5 +151,7 @@ class Trainer:
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.load_state_dict(state["method"])
+        for average, saved in zip(self._averages, state["teacher"], strict=True):
+            average.load_state_dict(saved)
         self.ctx.world.load_state_dict(state["world"])
         self.ctx.ledger.__dict__.update(type(self.ctx.ledger).from_dict(state["ledger"]).__dict__)

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from opdbench.copies import Average
+
 
 class Policy(nn.Module, ABC):
-    """A student or a teacher."""
+    """A student or a teacher.
+
+    Attributes:
+        n_actions: size of the action set.
+        average: what moves it after every step, when it is a teacher that follows the student (opdbench.copies).
+    """
 
     n_actions: int
+    average: Average | None = None
 
     @abstractmethod
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
@@ -31,6 +41,11 @@ class Policy(nn.Module, ABC):
     def forward_flops(self, n_states: int, context: float) -> float:
         """Analytic FLOPs of one forward pass over `n_states` states with a mean context of `context` inputs each
         (2 x multiply-accumulates; a backward pass counts twice this)."""
+
+    def train_flops(self, n_states: int, context: float) -> float:
+        """Of a forward and a backward pass. What is computed twice to save memory is not counted: it is no part of
+        what is computed, only of how."""
+        return 3 * self.forward_flops(n_states, context)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

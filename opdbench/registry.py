@@ -1,8 +1,10 @@
 """Methods and tasks are found by entry point, described from their source, and imported only when they are used.
 
 The core's own methods and tasks, a third party's package and a scratch file come in through the same door: the entry
-point groups `opdbench.methods` and `opdbench.tasks`, or `--plugin FILE`. Describing reads source with `ast`, so that
-`opdbench list` imports neither torch nor anybody's plugin, and one that is broken hides none of the others.
+point groups `opdbench.methods` and `opdbench.tasks`, or `--plugin FILE`. One registration may stand for many tasks: a
+class that declares an `argument` is used as "name:argument", and makes the class for it (`Task.named`). Describing
+reads source with `ast`, so that `opdbench list` imports neither torch nor anybody's plugin, and one that is broken
+hides none of the others.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,8 @@ class Description:
         package: the distribution and its version, or the plugin file.
         path: the source file, None when it was not found.
         problem: why it cannot be used, None when nothing is wrong with its source.
+        argument: what must stand behind the name and a colon, in one word; "" for what is used by its name alone.
+        bridges: whether a method compares distributions over different vocabularies.
     """
 
     kind: Kind
@@ -55,10 +59,12 @@ class Description:
     package: str
     path: Path | None
     problem: str | None = None
+    argument: str = ""
+    bridges: bool = False
 
     @property
     def id(self) -> str:
-        return f"{self.name}@{self.version}"
+        return f"{self.name}{':' if self.argument else ''}{self.argument}@{self.version}"
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "id": self.id, "path": None if self.path is None else str(self.path)}
@@ -94,36 +100,39 @@ def descriptions(kind: Kind, plugins: Sequence[str | Path] = ()) -> list[Descrip
 
 
 def describe(kind: Kind, identifier: str, plugins: Sequence[str | Path] = ()) -> Description:
-    """One method or task by "name" or "name@version".
+    """One method or task by "name" or "name@version"; the name may have an argument behind a colon.
 
     Raises:
-        UserError: unknown name, wrong version, registered twice, or its source cannot be read.
+        UserError: unknown name, wrong version, an argument too many or missing, registered twice, or its source cannot
+            be read.
     """
-    name, version = _split(kind, identifier)
+    name, argument, version = _split(kind, identifier)
     description = _describe(name, _named(kind, name, plugins))
     if description.problem:
         raise UserError(f"{kind} {name!r} of {description.package} cannot be used: {description.problem}")
     _check_version(kind, name, version, description.version)
-    return description
+    _check_argument(kind, name, argument, description.argument)
+    return replace(description, name=f"{name}:{argument}", argument="") if argument else description
 
 
 def load(kind: Kind, identifier: str, plugins: Sequence[str | Path] = ()) -> type[Any]:
-    """Import and return the class of "name" or "name@version".
+    """Import and return the class of "name" or "name@version"; the name may have an argument behind a colon.
 
     Raises:
-        UserError: unknown name, wrong version, registered twice, or its import fails.
+        UserError: unknown name, wrong version, an argument too many or missing, registered twice, or its import fails.
     """
-    name, version = _split(kind, identifier)
+    name, argument, version = _split(kind, identifier)
     entry = _only(kind, name, _named(kind, name, plugins))
     found: type[Any] = _import(entry)
     _check_class(entry, found)
     _check_version(kind, name, version, getattr(found, "version", 1))
-    return found
+    _check_argument(kind, name, argument, getattr(found, "argument", ""))
+    return found.named(argument) if argument else found
 
 
 def kinds_of(identifier: str, plugins: Sequence[str | Path] = ()) -> list[Kind]:
     """The kinds under which "name" or "name@version" is registered: none, one, or both."""
-    return [kind for kind in KINDS if identifier.partition("@")[0] in names(kind, plugins)]
+    return [kind for kind in KINDS if identifier.partition("@")[0].partition(":")[0] in names(kind, plugins)]
 
 
 def defined_in(file: str | Path) -> list[tuple[Kind, str]]:
@@ -181,12 +190,20 @@ def _twice(kind: Kind, name: str, entries: Sequence[_Entry]) -> str:
     return f"{kind} {name!r} is registered {len(entries)} times: by " + " and by ".join(e.package for e in entries)
 
 
-def _split(kind: Kind, identifier: str) -> tuple[str, int | None]:
-    """("gsm8k", 1) of "gsm8k@1", and ("gsm8k", None) of "gsm8k"."""
+def _split(kind: Kind, identifier: str) -> tuple[str, str, int | None]:
+    """("gsm8k", "", 1) of "gsm8k@1", and ("suite", "one", None) of "suite:one"."""
     name, at, version = identifier.partition("@")
     if at and not version.isdecimal():
         raise UsageError(f"{identifier!r} is not a {kind}: write NAME or NAME@VERSION, such as {name or 'name'}@1")
-    return name, int(version) if at else None
+    name, _, argument = name.partition(":")
+    return name, argument, int(version) if at else None
+
+
+def _check_argument(kind: Kind, name: str, argument: str, wanted: str) -> None:
+    if argument and not wanted:
+        raise UsageError(f"{kind} {name!r} takes nothing behind a colon, and is given {argument!r}", f"use {name}")
+    if wanted and not argument:
+        raise UsageError(f"{kind} {name!r} stands for many: it needs to be told which", f"write {name}:{wanted}")
 
 
 def _check_version(kind: Kind, name: str, wanted: int | None, there: int) -> None:
@@ -227,6 +244,8 @@ def _read(entry: _Entry, source: ClassSource) -> Description:
         paper=str(source.value("source" if is_task else "paper") or ""),
         package=entry.package,
         path=source.file.path,
+        argument=str(source.value("argument") or ""),
+        bridges=bool(source.value("bridges")),
     )
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opdbench import hardware, models, registry
+from opdbench import hardware, references, registry
 from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UsageError, UserError, unknown
+from opdbench.lm import remote_reference
+from opdbench.lm.remote_reference import Remote
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
 from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
 from opdbench.task import ControlTask, LanguageTask, Task
@@ -60,10 +62,11 @@ class Plan(NamedTuple):
     method_class: type[Distiller]
     params: Any  # an instance of the method's Params
     task: Task
-    teacher: Path | None
+    teacher: references.Teacher | None
     student: Path | None  # None: a fresh network, initialised from the seed
     profile_reason: str
     request: Request
+    remote: Remote | None = None  # the teacher, when it is asked and not run
 
     def new_method(self) -> Distiller:
         """The method with its parameters and no memory: every execution of a plan starts with its own."""
@@ -106,8 +109,11 @@ def resolve(request: Request) -> Plan:
     task = task_class(data=request.data, params=settled["task"])
     method = method_class(settled["method"])
     _check_solutions(method, task)
-    teacher, teacher_path = _teacher(request, task, method.requires(), choice.profile)
+    _check_comparison(method, settled["training"])
+    _check_adapters(task, settled["training"])
+    teacher_name = _teacher_name(request, task, method, choice.profile)
     student, student_path = _student(request, task, choice.profile)
+    teacher, named_teacher, remote = _teacher(teacher_name, task, method, student, settled)
     recipe = Recipe(
         method=method_class.name, method_sha256=_code_sha256(method_class), params=settled["method"].model_dump(),
         task=task.id, task_params=settled["task"].model_dump(), task_sha256=task.checksum(), teacher=teacher,
@@ -118,7 +124,7 @@ def resolve(request: Request) -> Plan:
                "student": "user" if request.student else "task" if task.student or student_path is None
                else profile_origin}
     return Plan(Spec(recipe=recipe, execution=settled["execution"], origins=origins), method_class,
-                settled["method"], task, teacher_path, student_path, choice.reason, request)
+                settled["method"], task, named_teacher, student_path, choice.reason, request, remote)
 
 
 def _check_solutions(method: Distiller, task: Task) -> None:
@@ -127,6 +133,25 @@ def _check_solutions(method: Distiller, task: Task) -> None:
     if not isinstance(task, LanguageTask) or task.examples("train")[0].solution is None:
         raise UserError(f"{method.name} is to learn from reference solutions, and {task.id} has none",
                         "let it learn from the teacher's own, such as --set data=teacher")
+
+
+def _check_comparison(method: Distiller, training: Training) -> None:
+    """Settings that would silently do nothing are refused."""
+    asked = {name: getattr(training, name) for name in ("support", "loss_temperature")
+             if getattr(training, name) != Training.model_fields[name].default}
+    if asked and not (method.compares and method.requires() == Needs.FULL):
+        name, value = next(iter(asked.items()))
+        raise UserError(f"{method.name}, with these settings, does not compare whole distributions: {name}={value} "
+                        "would change nothing", f"leave {name} out; opdbench show {method.name} says what it compares")
+
+
+def _check_adapters(task: Task, training: Training) -> None:
+    if training.lora_rank and not isinstance(task, LanguageTask):
+        raise UserError(f"lora_rank={training.lora_rank} adapts language models, and {task.id} is a control task",
+                        "leave it out: a small network is trained whole")
+    if not training.lora_rank and training.lora_alpha != Training.model_fields["lora_alpha"].default:
+        raise UserError(f"lora_alpha={training.lora_alpha:g} would change nothing, since all weights are trained",
+                        "add --set lora_rank=16, or leave lora_alpha out")
 
 
 def _preset(method_class: type[Distiller], name: str | None) -> Mapping[str, Any]:
@@ -144,22 +169,30 @@ def _task_training(task_class: type[Task]) -> dict[str, Any]:
     return values
 
 
-def _teacher(request: Request, task: Task, needs: Needs, profile: hardware.Profile
-             ) -> tuple[ModelRef | None, Path | None]:
+def _teacher_name(request: Request, task: Task, method: Distiller, profile: hardware.Profile) -> str | None:
     reference = request.teacher or task.teacher or profile.models.get("teacher")
-    if reference is None:
-        if needs == Needs.NOTHING:
-            return None, None
+    if reference is None and method.requires() != Needs.NOTHING:
         raise UserError(f"{task.name} ships no teacher and the profile {profile.name} names none",
                         "pass --teacher with a model folder or a hub id, such as --teacher Qwen/Qwen3-8B, or choose a "
                         "GPU profile (opdbench list profiles)")
-    return _model(reference, "teacher", task)
+    return reference
+
+
+def _teacher(reference: str | None, task: Task, method: Distiller, student: ModelRef, settled: Mapping[str, Any]
+             ) -> tuple[ModelRef | None, references.Teacher | None, Remote | None]:
+    if reference is None:
+        return None, None, None
+    if remote_reference.is_remote(reference):
+        ref, remote = remote_reference.teacher(reference, method, task, settled["training"], settled["execution"])
+        return ref, None, remote
+    return *references.teacher(reference, task, student), None
 
 
 def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[ModelRef, Path | None]:
     reference = request.student or task.student or profile.models.get("student")
     if reference is not None and not (isinstance(task, ControlTask) and not (request.student or task.student)):
-        return _model(reference, "student", task)
+        ref, model = references.model(reference, "student", task)
+        return ref, model.path
     if isinstance(task, ControlTask):
         fresh = f"fresh {'x'.join(str(width) for width in task.student_hidden)}"
         digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
@@ -167,16 +200,6 @@ def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[M
     raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",
                     "pass --student with a model folder or a hub id, such as --student Qwen/Qwen3-0.6B, or choose a "
                     "GPU profile (opdbench list profiles)")
-
-
-def _model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Path]:
-    """A model by what it contains; `model.zip#relu` also states a network's activation, which counts as content."""
-    name, _, activation = reference.partition("#")
-    path = models.resolve(name, role=role, task=task)
-    digest = models.checksum(path)
-    if activation:
-        digest = hashlib.sha256(f"{digest}#{activation}".encode()).hexdigest()
-    return ModelRef(reference=reference, sha256=digest), path
 
 
 def _code_sha256(method_class: type[Distiller]) -> str:

@@ -4,7 +4,7 @@ was done. A row knows no domain."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from opdbench.distributions import Categorical
 from opdbench.rollouts import Rollouts
+from opdbench.support import Comparison, TopK
 
 TEACHER_FEATURES = "teacher_features"  # [B, T, H]: stored instead of logits, which may be 100 times as large
 TEACHER_LOGP = "teacher_logp"  # [B, T]: of the action taken
+TEACHER_TOPK_ID = "teacher_topk_id"  # [B, T, K] int64: all that some teachers reveal (opdbench.support.TopK)
+TEACHER_TOPK_LOGP = "teacher_topk_logp"  # [B, T, K]
 TEACHER_ACTION = "teacher_action"  # [B, T]: the teacher's most likely action
 
 Projection = Callable[[Tensor], Tensor]  # features [N, H] -> logits [N, A]
@@ -40,6 +43,9 @@ class Rows:
     columns: Mapping[str, Tensor]
     _student: Projection
     _teacher: Projection | None
+    _comparison: Comparison = field(default_factory=Comparison)
+    captured: dict[str, Tensor] = field(default_factory=dict)
+    """The probability [N] inside the support, by side: filled by `pair`, logged by the loop."""
 
     @cached_property
     def student(self) -> Categorical:
@@ -53,23 +59,53 @@ class Rows:
         with torch.no_grad():
             return Categorical(self._teacher(self.columns[TEACHER_FEATURES]))
 
+    def teacher_at(self, row_c: Tensor) -> Categorical:
+        """The teacher's distribution in some of the rows, by number [C]."""
+        if self._teacher is None or TEACHER_FEATURES not in self.columns:
+            raise LookupError("nobody asked the teacher for its full distribution")
+        with torch.no_grad():
+            return Categorical(self._teacher(self.columns[TEACHER_FEATURES][row_c]))
+
+    def pair(self) -> tuple[Categorical, Categorical]:
+        """(teacher, student), as the run's settings compare them: at its `loss_temperature`, on its `support`."""
+        pair = self._comparison.pair(self._revealed(), self.student)
+        if pair.teacher_mass_n is not None and pair.student_mass_n is not None:
+            self.captured = {"teacher_mass": pair.teacher_mass_n, "student_mass": pair.student_mass_n}
+        return pair.teacher, pair.student
+
+    @property
+    def teacher_logp_n(self) -> Tensor:
+        """The teacher's log-probability of the action taken [N], in float32 or wider."""
+        logp_n = self.columns.get(TEACHER_LOGP)
+        return self.teacher.logp(self.action_n) if logp_n is None else logp_n
+
+    def _revealed(self) -> Categorical | TopK:
+        if TEACHER_TOPK_ID in self.columns:
+            return TopK(self.columns[TEACHER_TOPK_ID], self.columns[TEACHER_TOPK_LOGP])
+        return self.teacher
+
     def __len__(self) -> int:
         return self.action_n.shape[0]
 
     def first(self, n: int) -> Rows:
-        """The first n rows, cut from the graph: for diagnostics."""
-        return Rows(self.features_nh[:n].detach(), self.action_n[:n], self.source_n[:n], self.behaviour_logp_n[:n],
+        """The first n rows, cut from the graph: for diagnostics. Distributions that are known are not made again."""
+        rows = Rows(self.features_nh[:n].detach(), self.action_n[:n], self.source_n[:n], self.behaviour_logp_n[:n],
                     self.reward_n[:n], {name: value[:n] for name, value in self.columns.items()}, self._student,
-                    self._teacher)
+                    self._teacher, self._comparison)
+        for side in ("student", "teacher"):
+            if side in self.__dict__:
+                rows.__dict__[side] = self.__dict__[side].first(n)
+        return rows
 
 
 class RowTable:
     """All rows of some rollouts in (trajectory, step) order, cut into chunks on demand."""
 
-    def __init__(self, rollouts: Rollouts, student: Projection, teacher: Projection | None) -> None:
+    def __init__(self, rollouts: Rollouts, student: Projection, teacher: Projection | None,
+                 comparison: Comparison = Comparison()) -> None:  # noqa: B008 - frozen
         mask_bt = rollouts.mask_bt
         repeats_b = mask_bt.sum(1)
-        self._student, self._teacher = student, teacher
+        self._student, self._teacher, self._comparison = student, teacher, comparison
         self._fields = {name: getattr(rollouts, f"{name}_bt")[mask_bt]
                         for name in ("action", "source", "behaviour_logp", "reward")}
         self._columns = {
@@ -80,7 +116,8 @@ class RowTable:
         """Rows start..stop, whose student features are `features_nh` (a leaf, when the backward is chunked)."""
         fields = {f"{name}_n": value[start:stop] for name, value in self._fields.items()}
         columns = {name: value[start:stop] for name, value in self._columns.items()}
-        return Rows(features_nh=features_nh, columns=columns, _student=self._student, _teacher=self._teacher, **fields)
+        return Rows(features_nh=features_nh, columns=columns, _student=self._student, _teacher=self._teacher,
+                    _comparison=self._comparison, **fields)
 
 
 def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:

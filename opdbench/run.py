@@ -9,21 +9,22 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, Protocol
 
-from opdbench import hardware, provenance, seeds, stats, worlds
+from opdbench import hardware, provenance, seeds, worlds
 from opdbench.context import Context
 from opdbench.errors import DivergedError, UserError
 from opdbench.ledger import Ledger
 from opdbench.loop import Trainer
+from opdbench.oracle import Oracle
 from opdbench.policy import Policy
 from opdbench.resolve import Plan
-from opdbench.schema.record import Phase, Record, Score, Status, Times, gap_recovered
+from opdbench.schema.record import Phase, Record, Status, Times, gap_recovered
 from opdbench.schema.spec import Recipe
+from opdbench.scores import scores
 from opdbench.signals import Cancelled, signals
 from opdbench.store import RunFolder, read_outcomes
-from opdbench.world import Outcome, World
+from opdbench.world import World
 
 CURVE_POINTS = 200  # of the diagnostics that a record keeps
 Mode = Literal["greedy", "sampled"]
@@ -102,9 +103,11 @@ class _Run:
         worlds.set_threads(self.plan.spec.execution)
         self.watcher.phase("loading")
         world = worlds.build(self.plan)
+        self.record.scorer = world.task.scorer()
         self._evaluate("before", world, world.student)
-        if world.teacher is not None:
-            self._evaluate("teacher", world, world.teacher)
+        teacher = world.teacher or world.oracle
+        if teacher is not None:
+            self._evaluate("teacher", world, teacher)
         self._train(world)
         world.student.save(self.folder.student)
         self._evaluate("after", world, world.student)
@@ -159,9 +162,9 @@ class _Run:
         outcomes = world.evaluate(world.student, split="validation", mode="greedy",
                                   n=self.recipe.evaluation.curve_examples, seed=self._evaluation_seed("validation"))
         self.record.validation.append({"step": ctx.step, "student_tokens": ctx.ledger.student_tokens,
-                                       "score": fmean(outcome.score for outcome in outcomes)})
+                                       "score": scores(outcomes, world.task.metric)["greedy"].mean})
 
-    def _evaluate(self, phase: Phase, world: World, policy: Policy) -> None:
+    def _evaluate(self, phase: Phase, world: World, policy: Policy | Oracle) -> None:
         """Score a policy on the test problems, or read what an earlier attempt of this run stored."""
         self.watcher.phase(f"evaluating: {phase}")
         if phase not in self.record.outcomes:
@@ -201,19 +204,6 @@ class _Run:
             record.before, record.teacher = earlier.before, earlier.teacher
             record.outcomes = {phase: file for phase, file in earlier.outcomes.items() if phase != "after"}
         return record
-
-
-def scores(outcomes: list[Outcome], metric: str) -> dict[str, Score]:
-    """Mean, interval and lengths by mode, from raw outcomes; this is what `regrade` recomputes."""
-    found = {}
-    for mode in dict.fromkeys(outcome.mode for outcome in outcomes):
-        of_mode = [outcome for outcome in outcomes if outcome.mode == mode]
-        mean = stats.interval([outcome.score for outcome in of_mode])
-        extras = {name: fmean(outcome.extra[name] for outcome in of_mode) for name in of_mode[0].extra}
-        found[mode] = Score(metric=metric, mean=mean.mean, low=mean.low, high=mean.high, interval=mean.kind,
-                            n=len(of_mode), length=fmean(outcome.length for outcome in of_mode),
-                            truncated=fmean(outcome.truncated for outcome in of_mode), extra=extras)
-    return found
 
 
 def thin(curve: list[dict[str, float]], points: int) -> list[dict[str, float]]:

@@ -38,6 +38,7 @@ class Task(ABC):
     student: ClassVar[str | None]  # default starting student, likewise
     training: ClassVar[Mapping[str, Any]]  # this task's defaults for `schema.spec.Training`
     budget: ClassVar[Mapping[str, float]]  # default budget, such as {"steps": 100}
+    argument: ClassVar[str] = ""  # "NAME": the class stands for many tasks, each used as `name:NAME`; see `named`
     reads_data: ClassVar[bool] = False  # whether `--data` means anything to it
 
     class Params(BaseModel):
@@ -54,6 +55,13 @@ class Task(ABC):
         self.data = data
         self.params: Any = params if params is not None else self.Params()
 
+    @classmethod
+    def named(cls, argument: str) -> type[Task]:
+        """The class of the task "name:argument", for a class that declares an `argument`; the class learns which from
+        its own `name`."""
+        own = {"name": f"{cls.name}:{argument}", "argument": ""}
+        return type(cls.__name__, (cls,), {**own, "__module__": cls.__module__, "__doc__": cls.__doc__})
+
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
@@ -61,6 +69,10 @@ class Task(ABC):
     @abstractmethod
     def checksum(self) -> str:
         """sha256 of everything that problems and scores depend on; stored in every record."""
+
+    def scorer(self) -> str | None:
+        """The library that grades, with its version or signature, for the record; None when it is opdbench itself."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,9 @@ class Example:
         answer: what the grader compares with.
         solution: a reference completion (the exact text to produce), where the task has one.
         meta: what the grader or the environment needs besides (JSON values).
+        continuations: (context, continuation) pairs. Where there are any, nothing is written when scores are taken:
+            the model says how probable each continuation is, and `LanguageTask.grade` reads that, as the JSON list
+            [[log-probability, whether it is the greedy one], ...].
     """
 
     id: str
@@ -80,6 +95,7 @@ class Example:
     answer: str
     solution: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    continuations: Sequence[tuple[str, str]] = ()
 
 
 class Reply(NamedTuple):
@@ -101,6 +117,7 @@ class LanguageTask(Task):
 
     domain: ClassVar[Literal["lm", "rl"]] = "lm"
     max_new_tokens: ClassVar[int]  # horizon of a completion in tokens, environment turns included
+    samples: ClassVar[int] = 1  # completions of every problem when sampling is scored
     stop_at_eos: ClassVar[bool] = True
 
     @abstractmethod
@@ -109,11 +126,18 @@ class LanguageTask(Task):
 
     @abstractmethod
     def grade(self, example: Example, completion: str) -> dict[str, float]:
-        """Scores of one completion; the task's `metric` is among the keys. Pure: same text, same scores."""
+        """Scores of one completion; the task's `metric` is among the keys. Pure: same text, same scores.
 
-    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rng: Random, *,
+        Names that begin with `sum.` are statistics for figures of the whole test set; see `opdbench.corpus`.
+        """
+
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[Random], *,
               evaluating: bool) -> Turns | None:
-        """The environment that answers inside rollouts of `examples`, or None when only the model writes."""
+        """The environment that answers inside rollouts of `examples`, or None when only the model writes.
+
+        Args:
+            rngs: one for each example; a conversation that draws from its own alone hears the same in every batch.
+        """
         return None
 
 

@@ -5,26 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Generator, Tensor
 
 from opdbench.actors import Actor
+from opdbench.oracle import Oracle
+from opdbench.pieces import Bridge
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
+from opdbench.scores import Outcome as Outcome
 from opdbench.task import Split, Task
-
-
-class Outcome(NamedTuple):
-    """One evaluated problem or episode: what is stored, and what a score is recomputed from."""
-
-    id: str
-    mode: str  # "greedy" or "sampled"
-    score: float  # the task's metric
-    length: int  # tokens or steps
-    truncated: bool
-    output: str | None  # the completion's text; None for control tasks
-    extra: dict[str, float]  # further scores by name
 
 
 class World(Protocol):
@@ -46,8 +37,19 @@ class World(Protocol):
     @property
     def teacher(self) -> Policy | None: ...
 
+    @property
+    def oracle(self) -> Oracle | None:
+        """The teacher, when it is asked and not run; then `teacher` is None."""
+
+    @property
+    def bridge(self) -> Bridge | None:
+        """How to ask a teacher whose actions are not the student's; None where both have the same."""
+
     def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
         """`n` trajectories of at most `horizon` steps, made by `actor` from the next training prompts or states.
+
+        What is drawn depends on `generator` (on the CPU) alone, and neither on the device nor on how many trajectories
+        are written together: hand actors their rows of an `actors.uniform_table`.
 
         With `repeat` > 1 every prompt is used that many times (`n` counts trajectories); column `group` [B] tells
         which trajectories share a prompt, and column `example` [B] is the index of the training problem.
@@ -67,9 +69,10 @@ class World(Protocol):
     def teacher_features(self, rollouts: Rollouts) -> Tensor:
         """What the teacher computes in every state, [B, T, H_teacher]; `teacher.project` makes logits of it."""
 
-    def evaluate(self, policy: Policy, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
+    def evaluate(self, policy: Policy | Oracle, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
                  seed: int) -> list[Outcome]:
-        """Outcomes on the first `n` problems of a split (all when None), or on `n` episodes."""
+        """Outcomes on the first `n` problems of a split (all when None), or on `n` episodes; draws depend on the seed
+        alone, as those of `rollout` do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves between calls, as JSON values and tensors."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opdbench import hardware
+from opdbench import hardware, references, registry, seeds, teachers
 from opdbench.allocator import keep_freed_memory
+from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
 from opdbench.task import ControlTask, LanguageTask
 from opdbench.world import World
+
+if TYPE_CHECKING:
+    from opdbench.lm.policy import LanguagePolicy
+    from opdbench.lm.remote_reference import Remote
+    from opdbench.lm.world import LanguageWorld
+    from opdbench.policy import Policy
 
 
 def build(plan: Plan) -> World:
@@ -33,36 +41,98 @@ def build(plan: Plan) -> World:
 
 
 def _language(plan: Plan, task: LanguageTask) -> World:
+    from opdbench.lm.bridge import BridgedWorld
     from opdbench.lm.model import load
+    from opdbench.lm.teachers import combine
     from opdbench.lm.world import LanguageWorld
 
     execution = plan.spec.execution
-    assert plan.student is not None
-    student = load(plan.student, dtype=_dtype(execution.dtype), device=execution.device)
+
+    def load_teacher(model: references.Model) -> LanguagePolicy:
+        return load(model.path, dtype=_dtype(execution.teacher_dtype), device=execution.device,
+                    quantisation=model.quantisation)
+
+    student = _language_student(plan)
     teacher = None
     if plan.teacher is not None:
-        teacher = load(plan.teacher, dtype=_dtype(execution.teacher_dtype), device=execution.device)
-    return LanguageWorld(task, student, teacher, seed=plan.spec.recipe.seed,
-                         generation_batch=execution.generation_batch, teacher_batch=execution.teacher_batch)
+        teacher = teachers.build(plan.teacher, student, load_teacher, partial(combine, task=task))
+    settings: Any = {"seed": plan.spec.recipe.seed, "generation_batch": execution.generation_batch,
+                     "teacher_batch": execution.teacher_batch, "thinking": plan.spec.recipe.training.thinking}
+    if plan.remote is not None:
+        return _asked(plan.remote, execution, LanguageWorld(task, student, None, **settings))
+    members = [] if teacher is None else teacher.members()
+    differences = [student.tokenizer.difference(member.tokenizer) for member in members]
+    difference = next(filter(None, differences), None)
+    if teacher is None or difference is None:
+        return LanguageWorld(task, student, teacher, **settings)
+    if not _compares_text(plan):
+        bridging = [method.name for method in registry.descriptions("method", plan.request.plugins) if method.bridges]
+        raise UserError(f"the student's and the teacher's tokenizers do not match: {difference}",
+                        "choose two models of one family, or a method that compares text: "
+                        + " or ".join(f"--method {name}" for name in bridging))
+    return BridgedWorld(task, student, teacher, **settings)
+
+
+def _asked(remote: Remote, execution: Execution, world: LanguageWorld) -> World:
+    """A world whose teacher is asked and not run."""
+    from opdbench.lm.remote import RemoteTeacher
+    from opdbench.lm.remote_reference import connect
+    from opdbench.lm.server import is_address
+
+    source = connect(remote.reference, execution) if is_address(remote.reference) else Path(remote.reference)
+    cache = None if execution.teacher_cache is None else Path(execution.teacher_cache).expanduser()
+    world.oracle = RemoteTeacher.open(source, world.tokenizer, n_actions=world.student.n_actions, top_k=remote.top_k,
+                                      cache=cache, examples=world.task.examples("train"))
+    return world
+
+
+def _compares_text(plan: Plan) -> bool:
+    """Whether the method can do with a teacher of another vocabulary: it bridges, or it asks for nothing but text."""
+    return plan.method_class.bridges or plan.needs in (Needs.NOTHING, Needs.TEXT)
+
+
+def _language_student(plan: Plan) -> LanguagePolicy:
+    from opdbench.lm.model import load
+
+    recipe, execution = plan.spec.recipe, plan.spec.execution
+    assert plan.student is not None
+    student: LanguagePolicy
+    if recipe.training.lora_rank:
+        from opdbench.lm.lora import LoraPolicy
+
+        student = LoraPolicy.adapt(plan.student, rank=recipe.training.lora_rank, alpha=recipe.training.lora_alpha,
+                                   generator=seeds.generator(recipe.seed, "lora"), dtype=_dtype(execution.dtype),
+                                   device=execution.device)
+    else:
+        student = load(plan.student, dtype=_dtype(execution.dtype), device=execution.device)
+    student.checkpointing = execution.gradient_checkpointing
+    return student
 
 
 def _control(plan: Plan, task: ControlTask) -> World:
+    import torch
+
     from opdbench.rl.load import load_policy
+    from opdbench.rl.simulators import make_simulators
     from opdbench.rl.world import ControlWorld, fresh_student
 
     recipe, execution = plan.spec.recipe, plan.spec.execution
 
-    def load(path: Path, reference: str) -> Any:
-        activation = reference.partition("#")[2] or None
-        return load_policy(path, activation=activation, trust_pickle=plan.request.trust_pickle)
-
     # bfloat16 is for large models: it would round observations, and a small network gains nothing from it.
     dtype = _dtype("float64" if execution.dtype == "float64" else "float32")
-    student = (fresh_student(task, recipe.seed) if plan.student is None
-               else load(plan.student, recipe.student.reference)).to(execution.device, dtype)
-    teacher = None
-    if plan.teacher is not None and recipe.teacher is not None:
-        teacher = load(plan.teacher, recipe.teacher.reference).to(execution.device, dtype)
+
+    def load(model: references.Model) -> Policy:
+        return load_policy(model.path, activation=model.activation, trust_pickle=plan.request.trust_pickle).to(
+            execution.device, dtype)
+
+    def mix(named: references.Mix | references.Route, parts: list[Policy]) -> Policy:
+        assert isinstance(named, references.Mix)  # a route was refused when the run was resolved
+        observation = torch.zeros(1, 1, *make_simulators(task).observation_shape, device=execution.device)
+        return teachers.Mixture(parts, observation, named.weights)
+
+    student: Policy = (fresh_student(task, recipe.seed).to(execution.device, dtype) if plan.student is None
+                       else load(references.Model(plan.student, recipe.student.reference.partition("#")[2] or None)))
+    teacher = None if plan.teacher is None else teachers.build(plan.teacher, student, load, mix)
     return ControlWorld(task, student, teacher, seed=recipe.seed)
 
 

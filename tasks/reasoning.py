@@ -92,6 +92,8 @@ class ChainSum(ReasoningTask):
     recipes: ClassVar[Mapping[Role, Recipe]] = {
         "teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=700, batch=32, lr=6e-3),
         "student": Recipe(hidden=64, layers=2, heads=4, intermediate=176, steps=300, batch=32, lr=6e-3, problems=1000),
+        # Its tokens are numbers: digits join, up to all of the two-digit numbers that occur.
+        "bpe-teacher": Recipe(hidden=96, layers=3, heads=4, intermediate=256, steps=700, batch=32, lr=6e-3, merges=80),
     }
 
     def problem(self, item: Mapping[str, Any]) -> tuple[str, str, str]:

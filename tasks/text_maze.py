@@ -177,8 +177,9 @@ class TextMaze(TinyTask):
         return Example(id=f"{self.name}-{split}-{index}", prompt=f"{CELLS[start]}{CELLS[goal]}:", answer=CELLS[goal],
                        solution=transcript(start, moves), meta={"shortest": len(moves), "wind": wind})
 
-    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rng: Random, *, evaluating: bool) -> Turns:
-        return _Walks(examples, tokenizer, rng, slip=self.slip if evaluating else self.params.training_slip)
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[Random], *,
+              evaluating: bool) -> Turns:
+        return _Walks(examples, tokenizer, rngs, slip=self.slip if evaluating else self.params.training_slip)
 
     def grade(self, example: Example, completion: str) -> dict[str, float]:
         """Success, and success weighted by path length (SPL; Anderson et al. 2018, arXiv:1807.06757).
@@ -233,17 +234,18 @@ class _Walks:
     """The environment of a batch of walks: answers every character of the walker's with the cell that it reached.
 
     Slips at evaluation come from the problem's own wind, so that they do not depend on what else is in the batch and
-    are the same for every method; without a wind they are drawn from `rng`.
+    are the same for every method; without a wind they are drawn from the walk's rng.
     """
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, rng: Random, slip: float) -> None:
+    def __init__(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[Random], slip: float) -> None:
         self._moves = {_token(tokenizer, move): move for move in MOVES}
         self._tokens = [_token(tokenizer, cell) for cell in CELLS]
         self._tokenizer = tokenizer
         self._cells = [CELLS.index(example.prompt[0]) for example in examples]
         self._goals = [CELLS.index(example.answer) for example in examples]
         self._moves_left = [2 * example.meta["shortest"] for example in examples]
-        self._winds = [seeded(0, "text-maze", wind) if (wind := example.meta["wind"]) else rng for example in examples]
+        self._winds = [seeded(0, "text-maze", wind) if (wind := example.meta["wind"]) else rng
+                       for example, rng in zip(examples, rngs, strict=True)]
         self._slip = slip
 
     def reply(self, index: int, token: int) -> Reply | None:

@@ -61,9 +61,13 @@ def expected_loss(method: Distiller, ctx: Context, rollouts: Rollouts, actor: Po
 
     The visited states are held fixed, as every method here holds them: no gradient flows through `actor`'s weights.
     """
-    scored = ctx.score(rollouts, method.requires())
-    value_n = method.loss(make_rows(ctx, scored), ctx).value_n
+    value_n = method.loss(make_rows(ctx, prepared(method, ctx, rollouts)), ctx).value_n
     return (trajectory_weights(rollouts, actor).detach() * value_n).sum()
+
+
+def prepared(method: Distiller, ctx: Context, rollouts: Rollouts) -> Rollouts:
+    """Scored by the teacher and prepared by the method, as the loop does."""
+    return method.prepare(ctx.score(rollouts, method.requires()), ctx)
 
 
 def trajectory_weights(rollouts: Rollouts, actor: Policy) -> Tensor:

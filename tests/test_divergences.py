@@ -194,12 +194,3 @@ def test_questions_to_a_distribution() -> None:
     assert near(distribution.tempered(2.0).p_na[:, 0], math.sqrt(0.25) / (math.sqrt(0.25) + math.sqrt(0.75)))
     with_impossible = Categorical(torch.tensor([[0.0, -INF, 0.0]], dtype=torch.float64))
     assert near(with_impossible.entropy(), math.log(2))
-
-
-@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
-def test_parity_with_trl(beta: float) -> None:
-    gkd = pytest.importorskip("trl.experimental.gkd", reason="TRL is not installed (it is an extra for comparisons)")
-    teacher, student = random_logits(2, 4, 7, seed=1), random_logits(2, 4, 7, seed=2)
-    theirs = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, reduction="sum")
-    ours = generalized_jsd(Categorical(teacher.flatten(0, 1)), Categorical(student.flatten(0, 1)), beta).sum()
-    assert near(ours, theirs, 1e-9)

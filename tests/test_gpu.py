@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from opdbench import run
+from opdbench.actors import Mixture
 from opdbench.lm.model import load
+from opdbench.lm.world import LanguageWorld
 from opdbench.models import shipped_models
 from opdbench.resolve import Request, resolve
+from opdbench.seeds import generator
+from opdbench.tasks.reasoning import ChainSum
 from tests.test_run import Watcher
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")]
@@ -24,6 +28,17 @@ def test_a_language_model_gives_the_logits_that_it_gives_on_a_cpu() -> None:
     expected = on_cpu.project(on_cpu.features(tokens_bt, length_b)[0])
     found = on_gpu.project(on_gpu.features(tokens_bt.cuda(), length_b.cuda())[0])
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_rollout_draws_what_it_draws_on_a_cpu() -> None:
+    rollouts = []
+    for device in ("cpu", "cuda"):
+        student, teacher = (load(shipped_models()[f"chain-sum/{role}"], dtype=torch.float64, device=device)
+                            for role in ("student", "teacher"))
+        world = LanguageWorld(ChainSum(), student, teacher, seed=0, generation_batch=5)
+        rollouts.append(world.rollout(Mixture(0.5), n=16, horizon=24, generator=generator(0, "test")).to("cpu"))
+    on_cpu, on_gpu = rollouts
+    assert torch.equal(on_cpu.input_bt, on_gpu.input_bt) and torch.equal(on_cpu.source_bt, on_gpu.source_bt)
 
 
 @pytest.mark.parametrize("task", ["text-maze", "cartpole"])

@@ -17,8 +17,8 @@ SOURCES = sorted(path for folder in ("opdbench", "baselines", "tasks", "benchmar
                  (ROOT / folder).rglob("*.py"))
 CORE = [path for path in SOURCES if path.is_relative_to(ROOT / "opdbench")]
 HEAVY = {"torch", "transformers", "gymnasium", "stable_baselines3", "reasoning_gym", "datasets", "scipy"}
-LIGHT = [path for path in CORE if path.parent.name in ("cli", "schema", "report") or path.stem in (
-    "registry", "errors", "hardware", "provenance", "source", "text", "stats", "store", "settings")]
+LIGHT = [path for path in CORE if path.parent.name in ("cli", "schema", "report", "stats") or path.stem in (
+    "registry", "errors", "hardware", "provenance", "source", "text", "scores", "store", "settings")]
 
 MODEL_FAMILIES = {"qwen3"}  # a method's name and a family of models, whose configurations opdbench.lm reads
 

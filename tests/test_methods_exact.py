@@ -5,12 +5,12 @@ Names say which check of the reference lists (L1 to L13) a test is.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from opdbench.baselines.dagger import DAgger
@@ -42,6 +42,7 @@ from tests.enumerable import (
     generator,
     make,
     near,
+    prepared,
     small_language,
     trajectory_weights,
 )
@@ -68,7 +69,7 @@ def test_the_completions_are_all_of_them_and_probabilities_sum_to_one(world: Enu
 
 
 def test_rollouts_are_drawn_with_those_probabilities(world: EnumerableWorld) -> None:
-    """Sampling, stopping and bookkeeping of a rollout agree with the enumeration, within four standard errors."""
+    """Sampling, stopping and bookkeeping of a rollout agree with the enumeration, by exact binomial tests."""
     rollouts = make(OPD).collect(context(world, batch=4000))
     assert near(rollouts.behaviour_logp_bt.nan_to_num().double(), step_logp(world.student, rollouts), 1e-5)
     every = world.completions()
@@ -76,7 +77,7 @@ def test_rollouts_are_drawn_with_those_probabilities(world: EnumerableWorld) -> 
     for key in keys(rollouts):
         found[key] += 1
     for key, p in zip(keys(every), (trajectory_logp(world.student, every).exp() / 4).tolist(), strict=True):
-        assert abs(found[key] / 4000 - p) < 4 * math.sqrt(p * (1 - p) / 4000) + 1e-9
+        assert binomtest(found[key], 4000, p).pvalue > 1e-5
 
 
 def keys(rollouts: Rollouts) -> list[tuple[int, ...]]:
@@ -164,7 +165,7 @@ def test_l4_the_sampled_estimator_of_opd_is_unbiased_for_its_full_gradient(world
 def test_l4_the_logged_sampled_reverse_kl_has_the_reverse_kl_as_its_mean(world: EnumerableWorld) -> None:
     """k1 is unbiased as an estimate of KL(student || teacher); k2 is not."""
     rollouts, ctx, method = world.completions(), context(world), make(OPD, estimator="sampled")
-    rows = make_rows(ctx, ctx.score(rollouts, method.requires()))
+    rows = make_rows(ctx, prepared(method, ctx, rollouts))
     k1_n = method.loss(rows, ctx).scalars["sampled_reverse_kl"]
     weight_n = trajectory_weights(rollouts, world.student)
     exact = expected_loss(make(OPD), context(world), rollouts, world.student)
@@ -193,7 +194,7 @@ def test_l5_as_a_loss_k1_teaches_nothing_k2_the_reverse_kl_and_k3_the_forward_kl
 def test_the_sampled_advantage_is_a_constant(world: EnumerableWorld) -> None:
     """Trap: the gradient flows through the probability of what was sampled and through nothing else."""
     rollouts, ctx, method = world.completions(), context(world), make(OPD, estimator="sampled")
-    rows = make_rows(ctx, ctx.score(rollouts, method.requires()))
+    rows = make_rows(ctx, prepared(method, ctx, rollouts))
     advantage_n = rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n
     assert not advantage_n.requires_grad
     loss = flat_gradient(method.loss(rows, ctx).value_n.sum(), world.student, retain_graph=True)
@@ -207,7 +208,7 @@ def test_stale_samples_are_reweighted_to_the_current_student() -> None:
     single = world.completions(horizon=1)  # one decision each: every action after every prompt
     ctx, method = context(world), make(OPD, estimator="sampled")
     stale = replace(single, behaviour_logp_bt=step_logp(sampler, single).detach())
-    rows = make_rows(ctx, ctx.score(stale, method.requires()))
+    rows = make_rows(ctx, prepared(method, ctx, stale))
     found = (rows.behaviour_logp_n.exp() * method.loss(rows, ctx).value_n).sum()
     advantage_n = rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n
     expected = -(rows.student.logp(rows.action_n).exp() * advantage_n).sum()
@@ -219,14 +220,14 @@ def test_stale_samples_are_reweighted_to_the_current_student() -> None:
 
 
 @pytest.mark.parametrize(("cls", "params"), [
-    (KD, {}), (KD, {"loss_temperature": 3.0}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"labels": "soft"}),
+    (KD, {}), (OPD, {}), (OPD, {"estimator": "sampled"}), (DAgger, {"labels": "soft"}),
     *((GKD, {"divergence": divergence}) for divergence in ("jsd", "forward_kl", "reverse_kl"))])
 def test_l9_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(cls: type[Distiller],
                                                                           params: dict[str, Any]) -> None:
     same = [PrefixPolicy(generator(1), scale=1.0) for _ in range(2)]
     world = EnumerableWorld(*same)
     rollouts, ctx, method = world.completions(), context(world), make(cls, **params)
-    loss, found = gradient(method, ctx, ctx.score(rollouts, method.requires()))
+    loss, found = gradient(method, ctx, prepared(method, ctx, rollouts))
     assert abs(loss) < 1e-12 and all(near(value, 0.0) for value in found.values())
 
 
@@ -236,7 +237,7 @@ def test_r7_the_reverse_kl_objective_has_the_teacher_as_its_minimum() -> None:
     assert world.teacher is not None
     rollouts, ctx, method = world.completions(), context(world), make(OPD)
     optimizer = torch.optim.LBFGS(world.student.parameters(), lr=0.5, max_iter=300, tolerance_grad=1e-10)
-    scored = ctx.score(rollouts, method.requires())
+    scored = prepared(method, ctx, rollouts)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -255,7 +256,7 @@ def test_r7_the_reverse_kl_objective_has_the_teacher_as_its_minimum() -> None:
 def test_l13_padding_and_batch_order_change_nothing(
         cls: type[Distiller], params: dict[str, Any], world: EnumerableWorld) -> None:
     ctx, method = context(world), make(cls, **params)
-    scored = ctx.score(world.completions(), method.requires())
+    scored = prepared(method, ctx, world.completions())
     loss, found = gradient(method, ctx, scored)
     shuffled = scored.select(torch.randperm(scored.n_trajectories, generator=generator(3)))
     for other in (pad_with_garbage(scored, 3), shuffled):

@@ -177,9 +177,28 @@ def test_grpo_refuses_a_batch_that_its_groups_do_not_divide() -> None:
     assert "batch=8" in str(raised.value.fix)
 
 
+def test_l2_opd_with_discount_1_is_the_exact_gradient_of_the_sequence_reverse_kl(world: EnumerableWorld) -> None:
+    rollouts = world.completions()
+    exact = flat_gradient(sequence_reverse_kl(world, rollouts), world.student)
+    found = {discount: flat_gradient(expected_loss(
+        make(OPD, estimator="sampled", discount=discount), context(world), rollouts, world.student), world.student)
+        for discount in (0.0, 0.5, 1.0)}
+    assert near(found[1.0], exact)
+    assert float((found[0.0] - exact).norm()) > 0.05 < float((found[0.5] - exact).norm())  # biased by design
+
+
+def test_opds_groups_share_a_prompt_and_must_divide_the_batch() -> None:
+    world = small_language()
+    rollouts = make(OPD, group=4).collect(context(world, batch=8))
+    assert rollouts.columns["group"].tolist() == [0] * 4 + [1] * 4
+    assert rollouts.columns["example"][:4].unique().numel() == 1
+    with pytest.raises(UserError, match="groups of 3"):
+        make(OPD, group=3).collect(context(world, batch=8))
+
+
 def test_grpos_reference_is_the_starting_student_also_after_a_resume() -> None:
     world = small_language()
-    trainer = Trainer(make(GRPO, kl_coefficient=0.1), context(world))
+    trainer = Trainer(make(GRPO, kl_coefficient=0.1), context(world, seed=2))  # whose draws earn some reward
     before = [weight.detach().clone() for weight in world.student.parameters()]
     for _ in range(3):
         trainer.step()
@@ -297,6 +316,7 @@ def test_distillm_without_student_samples_and_skew_is_kd() -> None:
     tiny = {"alpha": 1e-12, "validate_every": 1000}
     world = small_language()
     rollouts = world.completions()
+    rollouts = rollouts.with_columns(per_trajectory={"fresh": torch.zeros_like(rollouts.truncated_b)})
     skl, kd = (expected_loss(make(cls, **params), context(world), rollouts, world.student)
                for cls, params in ((DistiLLM, tiny), (KD, {})))
     assert near(flat_gradient(skl, world.student), flat_gradient(kd, world.student), 1e-8)

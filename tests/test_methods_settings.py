@@ -101,15 +101,14 @@ def test_sampling_and_loss_temperatures_are_separate(world: EnumerableWorld) -> 
     """Trap: one knob for both. Sampling at T changes who is visited, and the loss at tau what is compared."""
     rollouts = world.completions()
     for cls, params in ((GKD, {"divergence": "forward_kl"}), (KD, {})):
-        plain, hot = make(cls, **params), make(cls, **params, loss_temperature=3.0)
-        losses = {(method is hot, temperature): expected_loss(method, context(world, temperature=temperature), rollouts,
-                                                              world.student).item()
-                  for method, temperature in product((plain, hot), (1.0, 2.0))}
-        assert losses[False, 1.0] == losses[False, 2.0] != losses[True, 1.0] == losses[True, 2.0]
+        losses = {(tau, temperature): expected_loss(
+            make(cls, **params), context(world, temperature=temperature, loss_temperature=tau), rollouts,
+            world.student).item() for tau, temperature in product((1.0, 3.0), (1.0, 2.0))}
+        assert losses[1.0, 1.0] == losses[1.0, 2.0] != losses[3.0, 1.0] == losses[3.0, 2.0]
         teacher, student = distributions(world, rollouts)
         tempered = forward_kl(Categorical(teacher.logits_na.detach() / 3), Categorical(student.logits_na / 3))
         factor = 9 if cls is KD else 1  # Hinton's tau squared
-        assert losses[True, 1.0] == pytest.approx(
+        assert losses[3.0, 1.0] == pytest.approx(
             factor * (trajectory_weights(rollouts, world.student) * tempered).sum().item(), rel=1e-12)
 
 
@@ -128,7 +127,7 @@ def test_rollouts_are_sampled_at_the_temperature_of_who_writes(cls: type[Distill
 
 
 def test_l8_kd_at_a_high_temperature_regresses_centred_logits(world: EnumerableWorld) -> None:
-    rollouts, ctx, method = world.completions(), context(world), make(KD, loss_temperature=500.0)
+    rollouts, ctx, method = world.completions(), context(world, loss_temperature=500.0), make(KD)
     rows = make_rows(ctx, ctx.score(rollouts, method.requires()))
     student, teacher = rows.student.logits_na, rows.teacher.logits_na
     centred = (student - student.mean(-1, keepdim=True)) - (teacher - teacher.mean(-1, keepdim=True))

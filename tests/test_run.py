@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from opdbench import run
 from opdbench.errors import UsageError, UserError
 from opdbench.ledger import Ledger
+from opdbench.references import Model
 from opdbench.resolve import Plan, Request, resolve
 from opdbench.schema.record import Record
 from opdbench.signals import Cancelled
@@ -225,8 +226,8 @@ def test_the_digest_follows_content_and_not_names(tmp_path: Path) -> None:
     shipped = plan_of("gkd")
     copied = tmp_path / "copy"
     copied.mkdir()
-    assert shipped.teacher is not None
-    for file in shipped.teacher.iterdir():
+    assert isinstance(shipped.teacher, Model)
+    for file in shipped.teacher.path.iterdir():
         (copied / file.name).write_bytes(file.read_bytes())
     by_path = plan_of("gkd", teacher=str(copied))
     assert models.checksum(copied) == shipped.spec.recipe.teacher.sha256  # type: ignore[union-attr]

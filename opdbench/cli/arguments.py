@@ -49,6 +49,14 @@ def one_of(kind: str, valid: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def seed_range(text: str) -> list[int]:
+    """The seeds of `A:B`."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--seeds {text!r} is not a range", "write --seeds 0:5 for the seeds 0, 1, 2, 3 and 4")
+    return list(range(int(first), int(last)))
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON value on stdout")
 

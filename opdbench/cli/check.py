@@ -28,6 +28,7 @@ class Result(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME|FILE", help="a method or task by name, or a .py file that defines some")
+    parser.add_argument("--data", metavar="DIR", help="where a task's data are")
     add_plugin(parser)
     add_json(parser)
 
@@ -45,7 +46,7 @@ def execute(args: argparse.Namespace) -> int:
         if not subjects:
             valid = [name for kind in registry.KINDS for name in registry.names(kind, plugins)]
             raise unknown("method or task", args.name, valid, see="opdbench list")
-    results = [result for kind, name in subjects for result in _check(kind, name, plugins)]
+    results = [result for kind, name in subjects for result in _check(kind, name, plugins, args.data)]
     failed = [result for result in results if not result.passed]
     if args.json:
         print_json({"passed": not failed, "checks": [result._asdict() for result in results]})
@@ -54,11 +55,11 @@ def execute(args: argparse.Namespace) -> int:
     return CHECK_FAILED if failed else 0
 
 
-def _check(kind: Kind, name: str, plugins: list[str]) -> Iterator[Result]:
+def _check(kind: Kind, name: str, plugins: list[str], data: str | None) -> Iterator[Result]:
     from opdbench import conformance
 
     cls = registry.load(kind, name, plugins)
-    checks = conformance.check_method(cls) if kind == "method" else conformance.check_task(cls)
+    checks = conformance.check_method(cls) if kind == "method" else conformance.check_task(cls, data=data)
     for check in checks:
         yield Result(kind, name, check.name, check.passed, check.message)
 

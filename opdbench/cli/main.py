@@ -18,6 +18,8 @@ VERBS = {  # module below opdbench.cli -> meaning
     "show": "show a method, a task, a profile, or the record of a run",
     "doctor": "look at this machine and say what is missing for what",
     "check": "run the conformance suite on a method or a task",
+    "board": "build leaderboards from records, check or list them",
+    "compare": "compare two methods, or two groups of records, on one task",
     "new": "write the skeleton of a new method, with its test",
     "teacher": "train the teacher (or the starting student) that ships with a task",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from opdbench import registry
-from opdbench.cli.arguments import add_json, add_plugin
+from opdbench.cli.arguments import add_json, add_plugin, seed_range
 from opdbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,15 +26,21 @@ class Ended(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", required=True, metavar="M", help="a method (opdbench list methods)")
-    parser.add_argument("--task", required=True, metavar="T", help="a task (opdbench list tasks)")
+    parser.add_argument("target", nargs="?", metavar="suite:NAME",
+                        help="all runs of a suite (a shipped one, or a YAML file) instead of one run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of a suite at a time (default 1)")
+    parser.add_argument("--only", action="append", default=[], metavar="WORD",
+                        help="of a suite: only this task, arm or task/arm (repeatable)")
+    parser.add_argument("--method", metavar="M", help="a method (opdbench list methods)")
+    parser.add_argument("--task", metavar="T", help="a task (opdbench list tasks)")
     parser.add_argument("--profile", default="auto", metavar="NAME",
                         help="a hardware profile; auto looks at the machine")
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0, metavar="N", help="the run's seed (default 0)")
     seeds.add_argument("--seeds", metavar="A:B", help="one run for each seed from A up to, not including, B")
     parser.add_argument("--budget", action="append", default=[], metavar="AXIS=N",
-                        help="stop at steps=, student_tokens=, teacher_tokens= or seconds= (default: the task's)")
+                        help="stop at steps=, tokens=, student_tokens=, teacher_tokens= or seconds= "
+                             "(default: the task's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
                         help="set any documented parameter (repeatable)")
     parser.add_argument("--preset", metavar="NAME", help="the method as the paper has it (paper, the default), or as "
@@ -53,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
+    if args.target is not None:
+        return _suite(args)
+    _check_named(args)
     seeds = _seeds(args)
     # A misspelt name is answered from the source, before torch is imported.
     registry.describe("method", args.method, args.plugin)
@@ -78,10 +87,25 @@ def _seeds(args: argparse.Namespace) -> list[int]:
         if args.seed < 0:
             raise UsageError(f"--seed {args.seed} is negative", "use 0 or a positive number")
         return [args.seed]
-    first, colon, last = args.seeds.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and int(first) < int(last)):
-        raise UsageError(f"--seeds {args.seeds!r} is not a range", "write --seeds 0:5 for the seeds 0, 1, 2, 3 and 4")
-    return list(range(int(first), int(last)))
+    return seed_range(args.seeds)
+
+
+def _suite(args: argparse.Namespace) -> int:
+    from opdbench.cli import suite
+
+    if not args.target.startswith(suite.PREFIX):
+        raise UsageError(f"{args.target!r} is no suite", f"write opdbench run {suite.PREFIX}NAME, or opdbench run "
+                                                         "--method M --task T")
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs} is not a positive number", "write --jobs 2 for two runs at a time")
+    return suite.execute(args)
+
+
+def _check_named(args: argparse.Namespace) -> None:
+    missing = [flag for flag, value in (("--method", args.method), ("--task", args.task)) if value is None]
+    if missing:
+        raise UsageError(f"opdbench run: the following arguments are required: {', '.join(missing)}",
+                         "opdbench run --help")
 
 
 def _request(args: argparse.Namespace, seed: int) -> Request:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opdbench import hardware, registry
 from opdbench.cli.arguments import add_json, add_plugin
+from opdbench.cli.knobs import knob_table, knobs_of
 from opdbench.errors import UserError, unknown
 from opdbench.registry import Description
 from opdbench.text import bold, fields, number, paragraph, print_json, table
@@ -90,7 +91,7 @@ def method_content(name: str, plugins: list[str]) -> dict[str, Any]:
     page = read_page(method.__doc__)
     return {**description.as_json(), **page._asdict(), "parameters": parameters(method.Params),
             "presets": {name: dict(values) for name, values in method.presets.items()},
-            "lines": _line_count(description)}
+            "knobs": knobs_of(description.name), "lines": _line_count(description)}
 
 
 def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
@@ -131,7 +132,8 @@ def _method_text(method: dict[str, Any]) -> str:
     ])
     body = [block if block.startswith(" ") else paragraph(block) for block in method["body"]]
     parts = [bold(method["id"]) + "  " + method["claim"], *body, facts,
-             _parameter_table(method["parameters"]), f"try it: opdbench run --method {method['name']} --task TASK"]
+             _parameter_table(method["parameters"]), knob_table(method["knobs"]) if method["knobs"] else "",
+             f"try it: opdbench run --method {method['name']} --task TASK"]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -15,17 +15,17 @@ from opdbench.errors import UsageError, UserError
 from opdbench.text import print_json
 
 if TYPE_CHECKING:
-    from opdbench.models import Role
+    from opdbench.lm.lessons import Role
     from opdbench.task import Task
 
 LINE_SECONDS = 5.0  # between progress lines
-ROLES = ("teacher", "student")
+ROLES = ("teacher", "student", "bpe-teacher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", type=one_of("action", ["train"]), metavar="train", help="what to do: train")
     parser.add_argument("task", metavar="TASK", help="a task that has a recipe for its models")
-    parser.add_argument("--role", default="teacher", type=one_of("role", ROLES), metavar="teacher|student",
+    parser.add_argument("--role", default="teacher", type=one_of("role", ROLES), metavar="teacher|student|bpe-teacher",
                         help="which model (default: teacher)")
     parser.add_argument("--out", metavar="DIR", help="folder for the model (default: models/TASK/ROLE)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: the recipe's)")
@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace) -> int:
         print_json({"folder": str(out), "manifest": manifest})
     else:
         print(f"{task.id} {args.role}: {out}\nmeasured: {score_words(manifest.get('score', {}))}\n"
-              f"next: opdbench run --method METHOD --task {task.name} --{args.role} {out}")
+              f"next: opdbench run --method METHOD --task {task.name} --{args.role.removeprefix('bpe-')} {out}")
     return 0
 
 
@@ -58,6 +58,8 @@ def _train(task: Task, role: Role, out: Path, steps: int | None, seed: int) -> d
     if isinstance(task, ControlTask):
         from opdbench.rl import train_teacher as control
 
+        if role == "bpe-teacher":
+            raise UserError(f"{task.name} has no text, and no tokenizer to differ in", "leave out --role bpe-teacher")
         if role == "student":
             raise UserError(f"the student of {task.name} is a fresh network, which each run makes from its seed",
                             "leave out --role student")

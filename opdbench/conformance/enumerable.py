@@ -16,9 +16,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from opdbench import seeds
-from opdbench.actors import Actor, Student
+from opdbench.actors import Actor, Student, uniform_table
 from opdbench.lm.generate import Completion, last_decision, to_rollouts
 from opdbench.lm.policy import pad_right
+from opdbench.oracle import Oracle
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
 from opdbench.task import Example, LanguageTask, Split
@@ -121,6 +122,8 @@ class EnumerableWorld:
     """`EnumerableTask` with two tables, behind the protocol that the loop sees."""
 
     domain: Literal["lm", "rl"] = "lm"
+    bridge: None = None
+    oracle: None = None
 
     def __init__(self, student: Policy, teacher: Policy | None, *, seed: int = 0, echo: bool = False) -> None:
         self.task = EnumerableTask(echo=echo)
@@ -135,7 +138,8 @@ class EnumerableWorld:
         index_b = [index for index in self._next(n // repeat) for _ in range(repeat)]
         examples = self.task.examples("train")
         prompts = [encode(str(examples[index].prompt)) for index in index_b]
-        completions = self._write(actor, self.student, self.teacher, prompts, horizon, generator)
+        completions = self._write(actor, self.student, self.teacher, prompts,
+                                  uniform_table(n, horizon, generator))
         return self._rollouts(index_b, group_b, prompts, completions)
 
     def demonstrations(self, *, n: int, generator: Generator) -> Rollouts:
@@ -159,12 +163,14 @@ class EnumerableWorld:
         return self.teacher.features(rollouts.input_bt, rollouts.length_b)
 
     @torch.no_grad()
-    def evaluate(self, policy: Policy, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
+    def evaluate(self, policy: Policy | Oracle, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
                  seed: int) -> list[Outcome]:
+        assert isinstance(policy, Policy)
         examples = self.task.examples(split)[:n]
         actor = Student(temperature=0.0 if mode == "greedy" else 1.0)
-        completions = self._write(actor, policy, None, [encode(str(example.prompt)) for example in examples], HORIZON,
-                                  seeds.generator(seed, "evaluate", split, mode))
+        uniform_tbd = uniform_table(len(examples), HORIZON, seeds.generator(seed, "evaluate", split, mode))
+        completions = self._write(actor, policy, None, [encode(str(example.prompt)) for example in examples],
+                                  uniform_tbd)
         texts = [decode(completion.tokens) for completion in completions]
         return [Outcome(example.id, mode, self._score(example, text, completion), len(completion.tokens),
                         not completion.ended, text, {})
@@ -210,14 +216,16 @@ class EnumerableWorld:
         self._cursor += n
         return order[start:start + n]
 
-    def _write(self, actor: Actor, student: Policy, teacher: Policy | None, prompts: Sequence[list[int]], horizon: int,
-               generator: Generator) -> list[Completion]:
+    def _write(self, actor: Actor, student: Policy, teacher: Policy | None, prompts: Sequence[list[int]],
+               uniform_tbd: Tensor) -> list[Completion]:
+        horizon = len(uniform_tbd)
         written = [Completion([], [], [], ended=False) for _ in prompts]
         alive = list(range(len(prompts)))
         while alive:
             prefixes = [[*prompts[row], *written[row].tokens] for row in alive]
             decision = actor.act(_next_logits(student, prefixes) if actor.uses_student else None,
-                                 _next_logits(teacher, prefixes) if actor.uses_teacher and teacher else None, generator)
+                                 _next_logits(teacher, prefixes) if actor.uses_teacher and teacher else None,
+                                 uniform_tbd[[len(written[row].tokens) for row in alive], alive])
             choices = zip(*(part.tolist() for part in decision), strict=True)
             for row, (token, logp, source) in zip(alive, choices, strict=True):
                 written[row] = self._append(written[row], token, logp, source, horizon)

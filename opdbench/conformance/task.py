@@ -64,7 +64,7 @@ def _check_attributes(cls: type[Task]) -> None:
     require(issubclass(cls, LanguageTask | ControlTask), "a task must derive from LanguageTask or ControlTask")
     for name in _TEXTS:
         require(bool(str(getattr(cls, name, "")).strip()), f"`{name}` must be set (see opdbench.task.Task)")
-    require(bool(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", cls.name)),
+    require(bool(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(:.+)?", cls.name)),
             f"`name` must be lower-case words joined by hyphens, such as my-task, and not {cls.name!r}")
     require(isinstance(getattr(cls, "version", None), int) and cls.version >= 1, "`version` must be 1 or more")
     require("\n" not in cls.summary, "`summary` must be one line")

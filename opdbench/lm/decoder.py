@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from opdbench import output_layer
 from opdbench.lm.architecture import Architecture, rope_frequencies
 from opdbench.lm.checkpoint import dtype_name, read_config, read_json, read_weights, write_folder, write_json
 from opdbench.lm.policy import Decoding, LanguagePolicy, widen
@@ -82,7 +83,6 @@ class NativePolicy(LanguagePolicy):
         self.a = Architecture.from_config(config)
         self.context_length = self.a.context_length
         self.n_actions = self.a.vocab_size
-        self.checkpointing = False
         self.embedding = nn.Parameter(torch.empty(self.a.vocab_size, self.a.hidden_size))
         self.layers = nn.ModuleList(Layer(self.a) for _ in range(self.a.n_layers))
         self.norm = nn.Parameter(torch.ones(self.a.hidden_size))
@@ -176,7 +176,8 @@ class NativePolicy(LanguagePolicy):
         return self.final_norm(x_bth)
 
     def project(self, features_nh: Tensor) -> Tensor:
-        return widen(F.linear(features_nh, self.output_weight))
+        weight_ah = self.embedding if self.head is None else self.head
+        return widen(output_layer.project(features_nh, weight_ah, self.n_actions))
 
     def final_norm(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (self.a.hidden_size,), self.norm, self.a.norm_eps)

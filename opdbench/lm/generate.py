@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from opdbench.actors import Actor, Decision
-from opdbench.lm.policy import Decoding, LanguagePolicy
+from opdbench.lm.policy import Decoding, Speaker
 from opdbench.rollouts import Rollouts, Source
 from opdbench.task import Turns
 
@@ -36,8 +36,8 @@ class Completion:
     ended: bool
 
 
-def generate(actor: Actor, student: LanguagePolicy | None, teacher: LanguagePolicy | None,
-             prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_ids: frozenset[int], generator: Generator,
+def generate(actor: Actor, student: Speaker | None, teacher: Speaker | None,
+             prompts: Sequence[Sequence[int]], *, max_new_tokens: int, eos_ids: frozenset[int], uniform_tbd: Tensor,
              turns: Turns | None = None) -> list[Completion]:
     """Complete every prompt with what `actor` chooses.
 
@@ -46,15 +46,17 @@ def generate(actor: Actor, student: LanguagePolicy | None, teacher: LanguagePoli
         prompts: token ids, at least one each.
         max_new_tokens: horizon; environment turns count.
         eos_ids: a model's choice of one of these ends its sequence, unless the environment answers it.
+        uniform_tbd: the prompts' part of an `actors.uniform_table`, [max_new_tokens, B, D]; sequence b draws its token
+            t from [t, b], whoever else is in the batch.
         turns: the environment; what it replies is read by the models but chosen by nobody.
     """
     models = [_required(student, "student") if actor.uses_student else None,
               _required(teacher, "teacher") if actor.uses_teacher else None]
     with torch.inference_mode():
-        pair = _Pair([None if model is None else model.start(prompts, max_new_tokens) for model in models])
+        pair = _Pair([None if model is None else model.start(prompts, max_new_tokens) for model in models], uniform_tbd)
         if turns is None:
-            return _write_alone(actor, pair, len(prompts), max_new_tokens, eos_ids, generator)
-        return _write_with_turns(actor, pair, len(prompts), max_new_tokens, eos_ids, generator, turns)
+            return _write_alone(actor, pair, len(prompts), max_new_tokens, eos_ids)
+        return _write_with_turns(actor, pair, len(prompts), max_new_tokens, eos_ids, turns)
 
 
 def to_rollouts(prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> Rollouts:
@@ -86,15 +88,17 @@ def last_decision(source_bt: Tensor) -> Tensor:
 
 
 class _Pair:
-    """The student's and the teacher's decoding, either of which may be absent, moved together."""
+    """The student's and the teacher's decoding, either of which may be absent, and their sequences' random numbers,
+    moved together."""
 
-    def __init__(self, decodings: Sequence[Decoding | None]) -> None:
+    def __init__(self, decodings: Sequence[Decoding | None], uniform_tbd: Tensor) -> None:
         self.student, self.teacher = decodings
         self._present = [decoding for decoding in decodings if decoding is not None]
+        self._uniform_tbd = uniform_tbd.to(self.device)
 
-    def act(self, actor: Actor, generator: Generator) -> Decision:
+    def act(self, actor: Actor, step: int) -> Decision:
         return actor.act(None if self.student is None else self.student.logits_ba,
-                         None if self.teacher is None else self.teacher.logits_ba, generator)
+                         None if self.teacher is None else self.teacher.logits_ba, self._uniform_tbd[step])
 
     def step(self, token_b: Tensor) -> None:
         for decoding in self._present:
@@ -103,14 +107,14 @@ class _Pair:
     def keep(self, index_b: Tensor) -> None:
         for decoding in self._present:
             decoding.keep(index_b)
+        self._uniform_tbd = self._uniform_tbd[:, index_b]
 
     @property
     def device(self) -> torch.device:
         return self._present[0].logits_ba.device
 
 
-def _write_alone(actor: Actor, pair: _Pair, batch: int, horizon: int, eos_ids: frozenset[int],
-                 generator: Generator) -> list[Completion]:
+def _write_alone(actor: Actor, pair: _Pair, batch: int, horizon: int, eos_ids: frozenset[int]) -> list[Completion]:
     """Only the models write. Whether all are done is asked once a block, since asking means waiting."""
     device, block_size = pair.device, 4 if pair.device.type == "cpu" else 16
     eos = torch.tensor(sorted(eos_ids), dtype=torch.int64, device=device)
@@ -120,7 +124,7 @@ def _write_alone(actor: Actor, pair: _Pair, batch: int, horizon: int, eos_ids: f
     alive_b, ended_b = torch.arange(batch, device=device), torch.zeros(batch, dtype=torch.bool, device=device)
     block: list[Decision] = []
     for step in range(horizon):
-        block.append(pair.act(actor, generator))
+        block.append(pair.act(actor, step))
         if len(block) == block_size or step == horizon - 1:
             columns = slice(step + 1 - len(block), step + 1)
             actions_bs, logps_bs, sources_bs = (torch.stack(parts, 1) for parts in zip(*block, strict=True))
@@ -154,7 +158,7 @@ def _cut(tokens: list[int], sources: list[int], logps: list[float], eos_ids: fro
 _Choice = tuple[int, float, int]  # token, log-probability, source
 
 
-class _Conversation:
+class Conversation:
     """One sequence that an environment takes part in, while it is being written."""
 
     def __init__(self, index: int, horizon: int) -> None:
@@ -205,13 +209,13 @@ class _Conversation:
 
 
 def _write_with_turns(actor: Actor, pair: _Pair, batch: int, horizon: int, eos_ids: frozenset[int],
-                      generator: Generator, turns: Turns) -> list[Completion]:
+                      turns: Turns) -> list[Completion]:
     """Models and environment take turns; an environment's tokens enter one column at a time, while others sample."""
-    conversations = [_Conversation(index, horizon) for index in range(batch)]
+    conversations = [Conversation(index, horizon) for index in range(batch)]
     alive = conversations
     for step in range(horizon):
         somebody_chooses = any(not conversation.over and not conversation.forced for conversation in alive)
-        decision = pair.act(actor, generator) if somebody_chooses else None
+        decision = pair.act(actor, step) if somebody_chooses else None
         tokens = [conversation.advance(choice, turns, eos_ids)
                   for conversation, choice in zip(alive, _choices(decision, len(alive)), strict=True)]
         going_on = [row for row, conversation in enumerate(alive) if not conversation.over]
@@ -231,7 +235,7 @@ def _choices(decision: Decision | None, batch: int) -> Sequence[_Choice | None]:
     return list(zip(*(part.tolist() for part in decision), strict=True))
 
 
-def _required(model: LanguagePolicy | None, name: str) -> LanguagePolicy:
+def _required(model: Speaker | None, name: str) -> Speaker:
     if model is None:
         raise ValueError(f"the actor uses the {name}, and there is none")
     return model

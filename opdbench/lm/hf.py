@@ -7,13 +7,17 @@ the model's own output (soft-capped or scaled logits), the features are the logi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from opdbench import output_layer
 from opdbench.errors import UserError
 from opdbench.lm.checkpoint import dtype_name, weight_files
 from opdbench.lm.policy import LanguagePolicy, pad_right, widen
@@ -49,21 +53,7 @@ class HfPolicy(LanguagePolicy):
         Raises:
             UserError: transformers does not know it, or weights are missing or unreadable.
         """
-        from transformers import AutoModelForCausalLM
-
-        weight_files(folder)
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                output_loading_info=True)
-        except Exception as error:  # transformers, safetensors and torch each raise their own
-            raise UserError(f"transformers cannot load {folder}: {str(error).strip().splitlines()[0][:200]}",
-                            "download the model again, or pass another") from error
-        model, info = loaded
-        if info["missing_keys"]:
-            raise UserError(f"{folder} lacks weights, such as {sorted(info['missing_keys'])[0]}",
-                            "config.json and the weights belong to different models, or the download is incomplete")
-        return cls(model.to(device), Tokenizer.load(folder), reason)
+        return cls(read_model(folder, dtype=dtype).to(device), Tokenizer.load(folder), reason)
 
     def train(self, mode: bool = True) -> HfPolicy:
         super().train(mode)
@@ -72,14 +62,18 @@ class HfPolicy(LanguagePolicy):
 
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
         mask_bt = torch.arange(input_bt.shape[1], device=input_bt.device) < length_b[:, None]
-        if not self.is_split:
+        with self._recomputed() if self.checkpointing and torch.is_grad_enabled() else nullcontext():
+            if self.is_split:
+                return self._hidden(input_bt, mask_bt)
             logits_bta: Tensor = self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False).logits
             return logits_bta
-        return self._hidden(input_bt, mask_bt)
 
     def project(self, features_nh: Tensor) -> Tensor:
-        logits_na = self._head(features_nh) if self.is_split else features_nh
-        return widen(logits_na[:, :self.n_actions])
+        if not self.is_split:
+            return widen(features_nh[:, :self.n_actions])
+        if type(self._head) is nn.Linear and self._head.bias is None:
+            return widen(output_layer.project(features_nh, self._head.weight, self.n_actions))
+        return widen(self._head(features_nh)[:, :self.n_actions])  # adapted, quantised, or with a bias
 
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> HfDecoding:
         return HfDecoding(self, prompts, capacity)
@@ -88,7 +82,7 @@ class HfPolicy(LanguagePolicy):
         tables = {module.weight for module in self.modules() if isinstance(module, nn.Embedding)}
         config = self.model.config.get_text_config()
         share = getattr(config, "num_experts_per_tok", 1) / (getattr(config, "num_experts", None) or 1)
-        weights = sum(parameter.numel() * (share if ".experts." in name else 1)
+        weights = sum(n_weights(parameter) * (share if ".experts." in name else 1)
                       for name, parameter in self.named_parameters()
                       if parameter not in tables and parameter is not self._head.weight)
         return float(2 * n_states * (weights + self._head.weight.numel() + _mixing(config, context)))
@@ -97,6 +91,9 @@ class HfPolicy(LanguagePolicy):
         """Write the folder with transformers' own `save_pretrained`."""
         self.model.save_pretrained(str(folder), safe_serialization=True)
         self.tokenizer.save(Path(folder))
+
+    def n_parameters(self) -> int:
+        return sum(n_weights(parameter) for parameter in self.parameters())
 
     def describe(self) -> str:
         return (f"{self.model.config.model_type}, {self.n_parameters() / 1e6:.3g}M parameters, "
@@ -115,6 +112,24 @@ class HfPolicy(LanguagePolicy):
                             "never recomputes a prefix", "pass another model")
         return widen(output.logits[:, -1, :self.n_actions]), output[name]
 
+    @contextmanager
+    def _recomputed(self) -> Iterator[None]:
+        """Inside, the layers that transformers marks keep no activations. Its own switch works in training mode only,
+        which would turn dropout on."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise UserError(f"transformers cannot recompute the layers of {self.model.config.model_type} models",
+                            "leave gradient_checkpointing out, and lower micro_batch instead")
+        for layer in layers:
+            vars(layer)["forward"] = partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del vars(layer)["forward"]
+
     def _hidden(self, input_bt: Tensor, mask_bt: Tensor) -> Tensor:
         hidden_bth: Tensor = self.model.base_model(input_ids=input_bt, attention_mask=mask_bt.long(),
                                                    use_cache=False).last_hidden_state
@@ -132,6 +147,31 @@ class HfPolicy(LanguagePolicy):
             return False
         tolerance = torch.finfo(self.dtype).eps * 8 * float(whole.abs().max())
         return parts.shape == whole.shape and bool((parts - whole).abs().max() <= tolerance)
+
+
+def read_model(folder: Path, *, dtype: torch.dtype, **more: Any) -> Any:
+    """A transformers model with the weights in `folder`, on the CPU unless `more` (for `from_pretrained`) says else.
+
+    Raises:
+        UserError: transformers does not know it, or weights are missing or unreadable.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # the command line has a display of its own
+    weight_files(folder)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            output_loading_info=True, **more)
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise UserError(f"transformers cannot load {folder}: {str(error).strip().splitlines()[0][:200]}",
+                        "download the model again, or pass another") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise UserError(f"{folder} lacks weights, such as {sorted(info['missing_keys'])[0]}",
+                        "config.json and the weights belong to different models, or the download is incomplete")
+    return model
 
 
 class HfDecoding:
@@ -163,6 +203,12 @@ class HfDecoding:
         self._cache.reorder_cache(index_b)  # made for beams; every kind of cache has it, and fewer rows are fine
         self._mask, self._position = self._mask[index_b], self._position[index_b]
         self.logits_ba = self.logits_ba[index_b]
+
+
+def n_weights(parameter: Tensor) -> int:
+    """Number of weights in a parameter; four-bit ones are packed, and remember the shape that they had."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(packed.shape.numel())
 
 
 def _context_length(config: Any) -> int:

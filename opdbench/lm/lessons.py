@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Literal, Protocol
 
-Role = Literal["teacher", "student"]
+Role = Literal["teacher", "student", "bpe-teacher"]
+"""`bpe-teacher` is a second teacher whose tokens are not characters, to distil across tokenizers."""
 
 SKIP = "\0"  # stands in `Lesson.targets` where nothing is asked
 
@@ -36,6 +37,18 @@ class Lesson:
         """Ordinary supervision: read the prompt, write the completion."""
         return cls((prompt + completion)[:-1], SKIP * (len(prompt) - 1) + completion)
 
+    def halves(self) -> tuple[str, str]:
+        """The prompt and the completion of ordinary supervision.
+
+        Raises:
+            ValueError: what is asked is not how the text goes on, so that it cannot be cut into longer tokens.
+        """
+        completion = self.targets.lstrip(SKIP)
+        prompt = self.text[:len(self.targets) - len(completion) + 1]
+        if Lesson.of_completion(prompt, completion) != self:
+            raise ValueError("this lesson asks for something else than the text that follows")
+        return prompt, completion
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -47,6 +60,7 @@ class Recipe:
         warmup: the first part of `steps`, in which the learning rate rises from 0.
         problems: the lessons are about the first so many training problems; None means all of them.
         weight_decay: AdamW's, on matrices only.
+        merges: pairs of tokens that are joined into one (byte-pair encoding, learned on lessons); 0: characters.
     """
 
     hidden: int
@@ -59,6 +73,7 @@ class Recipe:
     warmup: float = 0.05
     problems: int | None = None
     weight_decay: float = 0.01
+    merges: int = 0
 
 
 class Teachable(Protocol):

@@ -13,6 +13,7 @@ from opdbench.policy import Policy
 
 if TYPE_CHECKING:
     from opdbench.lm.tokenizer import Tokenizer
+    from opdbench.task import Example
 
 
 class Decoding(Protocol):
@@ -28,6 +29,16 @@ class Decoding(Protocol):
         """Go on with the sequences at `index_b` only, in that order."""
 
 
+class Speaker(Protocol):
+    """Who is asked about a batch of problems: for features of what was written, or to write."""
+
+    def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
+        """See `Policy.features`."""
+
+    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Decoding:
+        """See `LanguagePolicy.start`."""
+
+
 class LanguagePolicy(Policy):
     """A causal language model with its tokenizer. Dropout is off, always: sampling and scoring must agree.
 
@@ -35,10 +46,12 @@ class LanguagePolicy(Policy):
         tokenizer: reads and writes its text.
         context_length: the longest sequence it was made for, in tokens.
         n_actions: size of the output vocabulary that is used (`limit_vocabulary` may lower it).
+        checkpointing: whether a gradient recomputes the layers' activations instead of keeping them.
     """
 
     tokenizer: Tokenizer
     context_length: int
+    checkpointing: bool = False
 
     @abstractmethod
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Decoding:
@@ -47,6 +60,14 @@ class LanguagePolicy(Policy):
     @abstractmethod
     def describe(self) -> str:
         """One line: architecture, size, and which implementation runs it and why."""
+
+    def on(self, examples: Sequence[Example]) -> Speaker:
+        """Who answers for these problems, one a sequence: itself, unless several share the work (lm/teachers.py)."""
+        return self
+
+    def members(self) -> list[LanguagePolicy]:
+        """The single models that it is made of."""
+        return [self]
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,25 @@ class Tokenizer:
         inner = fast(tokenizer_object=backend, pad_token=pad, eos_token=eos, clean_up_tokenization_spaces=False)
         return cls(inner, frozenset([vocabulary[eos]]))
 
+    @classmethod
+    def byte_pairs(cls, texts: Iterable[str], alphabet: str, merges: int, *, eos: str = "<eos>", pad: str = "<pad>"
+                   ) -> Tokenizer:
+        """The characters of `alphabet`, and up to `merges` joined tokens learned on `texts`. As in most models, numbers
+        are kept apart from what stands around them; here every other character stands alone, so only digits join."""
+        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Backend
+        from transformers import PreTrainedTokenizerFast
+
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\D"), "isolated")
+        backend.decoder = decoders.Fuse()
+        backend.train_from_iterator(texts, trainers.BpeTrainer(
+            vocab_size=len(alphabet) + 2 + merges, special_tokens=[pad, eos], initial_alphabet=list(alphabet),
+            show_progress=False))
+        fast: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+        inner = fast(tokenizer_object=backend, pad_token=pad, eos_token=eos, clean_up_tokenization_spaces=False)
+        return cls(inner, frozenset([int(inner.eos_token_id)]))
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and its companions, which `load` and transformers read back."""
         self.inner.save_pretrained(str(folder))
@@ -116,8 +135,11 @@ class Tokenizer:
         """Text of `ids`, special tokens left out, spaces as they are."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def render(self, prompt: str | Sequence[Message]) -> list[int]:
+    def render(self, prompt: str | Sequence[Message], *, thinking: bool = False) -> list[int]:
         """Ids of a prompt: text as it is, messages through the chat template, ready for the assistant's turn.
+
+        Args:
+            thinking: leave it to the model to think first, where the template can forbid that (Qwen3's can).
 
         Raises:
             UserError: messages, and no chat template.
@@ -127,11 +149,10 @@ class Tokenizer:
         if not self.has_chat_template:
             raise UserError("this task's prompts are chat messages and the model's tokenizer has no chat template",
                             "pass a chat model, or add chat_template.jinja to the model's folder")
-        # Qwen3's template opens a thinking block unless told not to, which the horizon of most tasks cannot hold;
-        # templates that do not know the variable ignore it.
+        # The horizon of most tasks cannot hold a thinking block; templates that do not know the variable ignore it.
         return list(self.inner.apply_chat_template([dict(message) for message in prompt], tokenize=True,
                                                    add_generation_prompt=True, return_dict=False,
-                                                   enable_thinking=False))
+                                                   enable_thinking=thinking))
 
     @property
     def has_chat_template(self) -> bool:
@@ -146,8 +167,8 @@ class Tokenizer:
     def difference(self, other: Tokenizer) -> str | None:
         """What keeps the two from sharing one action space, in words; None when ids mean the same in both.
 
-        Ids that only one of them has may be padding or unused extras, and do not count unless the other gives that
-        token another id.
+        Ids that only one of them has may be padding or added tokens, and do not count unless the other gives that token
+        another id. Ordinary tokens of several characters do count: with them the same text is cut differently.
         """
         mine, theirs = self.vocabulary, other.vocabulary
         moved = sorted(token for token in mine.keys() & theirs.keys() if mine[token] != theirs[token])
@@ -159,7 +180,15 @@ class Tokenizer:
         if clash:
             token = next(token for token, index in theirs.items() if index == clash[0])
             return f"{len(clash)} ids mean different tokens, such as {clash[0]} ({by_id[clash[0]]!r} and {token!r})"
+        merged = sorted(token for token in self._ordinary ^ other._ordinary if len(token) > 1)
+        if merged:
+            return f"{len(merged)} tokens are known to one side only, such as {merged[0]!r}"
         return None
+
+    @property
+    def _ordinary(self) -> set[str]:
+        """Tokens that text is cut into, added ones left out."""
+        return self.vocabulary.keys() - self.inner.get_added_vocab().keys()
 
     def agrees_with(self, other: Tokenizer) -> bool:
         """Whether an id means the same token in both, wherever both have it."""

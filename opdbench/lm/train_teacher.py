@@ -43,6 +43,7 @@ Progress = Callable[[int, int, float], None]  # updates done, updates in all, lo
 
 CHECKPOINT_EVERY = 100  # updates
 CONTEXT_LENGTH = 256
+LESSONS_FOR_TOKENIZER = 2000
 SCORE_SEED = 0  # the evaluation seed that a manifest's score is measured at
 
 
@@ -94,10 +95,9 @@ class _Training:
 
     def __init__(self, task: Teachable, role: Role, recipe: Recipe, seed: int) -> None:
         self.task, self.role, self.recipe, self.seed = task, role, recipe, seed
-        self.tokenizer = Tokenizer.characters(task.alphabet, eos=task.eos)
+        self.tokenizer = _tokenizer(task, role, recipe, seed)
         self.policy = _fresh_policy(recipe, self.tokenizer, seeds.generator(seed, "teacher", role, "weights"))
         self.optimizers = _optimizers(self.policy, recipe)
-        self.ids = {**self.tokenizer.vocabulary, SKIP: _IGNORED}
         self.done, self.cpu_seconds = 0, 0.0
 
     def updates(self) -> Iterator[float]:
@@ -113,7 +113,7 @@ class _Training:
             yield loss
 
     def _update(self, lessons: Sequence[Lesson]) -> float:
-        batch = _batch(lessons, self.ids)
+        batch = _batch([_sequence(lesson, self.tokenizer, whole=self.recipe.merges > 0) for lesson in lessons])
         features_bth = self.policy.features(batch.input_bt, batch.length_b)
         asked_bt = batch.target_bt != _IGNORED
         loss = F.cross_entropy(self.policy.project(features_bth[asked_bt]), batch.target_bt[asked_bt])
@@ -149,6 +149,13 @@ class _Training:
         return json.dumps([self.task.name, self.role, self.seed, asdict(self.recipe)])
 
 
+def _tokenizer(task: Teachable, role: Role, recipe: Recipe, seed: int) -> Tokenizer:
+    if recipe.merges == 0:
+        return Tokenizer.characters(task.alphabet, eos=task.eos)
+    lessons = islice(task.lessons(role, seeds.rng(seed, "teacher", role, "tokenizer")), LESSONS_FOR_TOKENIZER)
+    return Tokenizer.byte_pairs((lesson.text for lesson in lessons), task.alphabet, recipe.merges, eos=task.eos)
+
+
 def _fresh_policy(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator) -> NativePolicy:
     config = qwen3_config(tokenizer.n_tokens, hidden_size=recipe.hidden, n_layers=recipe.layers, n_heads=recipe.heads,
                           n_kv_heads=recipe.heads, intermediate_size=recipe.intermediate,
@@ -180,21 +187,36 @@ def _schedule(step: int, recipe: Recipe) -> float:
 _IGNORED = -100
 
 
+class _Sequence(NamedTuple):
+    inputs: list[int]
+    targets: list[int]  # _IGNORED where nothing is asked
+
+
 class _Batch(NamedTuple):
     input_bt: Tensor  # int64 [B, T], padded with 0
     target_bt: Tensor  # int64 [B, T], _IGNORED where nothing is asked
     length_b: Tensor  # int64 [B]
 
 
-def _batch(lessons: Sequence[Lesson], ids: dict[str, int]) -> _Batch:
-    length_b = torch.tensor([len(lesson.text) for lesson in lessons])
+def _sequence(lesson: Lesson, tokenizer: Tokenizer, *, whole: bool) -> _Sequence:
+    """A lesson in tokens: character by character, or prompt and completion as a model would read and write them."""
+    if whole:
+        prompt, completion = map(tokenizer.encode, lesson.halves())
+        return _Sequence([*prompt, *completion][:-1], [*[_IGNORED] * (len(prompt) - 1), *completion])
+    ids = tokenizer.vocabulary
+    return _Sequence([ids[character] for character in lesson.text],
+                     [_IGNORED if character == SKIP else ids[character] for character in lesson.targets])
+
+
+def _batch(sequences: Sequence[_Sequence]) -> _Batch:
+    length_b = torch.tensor([len(sequence.inputs) for sequence in sequences])
     horizon = int(length_b.max())
 
-    def tensor(texts: list[str], padding: int) -> Tensor:
-        return torch.tensor([[*(ids[c] for c in text), *[padding] * (horizon - len(text))] for text in texts])
+    def tensor(rows: list[list[int]], padding: int) -> Tensor:
+        return torch.tensor([[*row, *[padding] * (horizon - len(row))] for row in rows])
 
-    return _Batch(tensor([lesson.text for lesson in lessons], 0),
-                  tensor([lesson.targets for lesson in lessons], _IGNORED), length_b)
+    return _Batch(tensor([sequence.inputs for sequence in sequences], 0),
+                  tensor([sequence.targets for sequence in sequences], _IGNORED), length_b)
 
 
 def _export(task: LanguageTask, training: _Training, out_folder: Path) -> dict[str, Any]:

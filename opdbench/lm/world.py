@@ -12,14 +12,20 @@ import torch
 from torch import Generator, Tensor
 
 from opdbench import seeds
-from opdbench.actors import Actor, Student
+from opdbench.actors import Actor, Student, Teacher, uniform_table
 from opdbench.errors import UserError
 from opdbench.lm.generate import Completion, generate, last_decision, to_rollouts
-from opdbench.lm.policy import LanguagePolicy
+from opdbench.lm.likelihood import judge
+from opdbench.lm.policy import LanguagePolicy, Speaker
+from opdbench.lm.remote import RemoteTeacher
+from opdbench.oracle import Oracle
+from opdbench.pieces import Bridge
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.task import Example, LanguageTask, Split, Turns
 from opdbench.world import Outcome
+
+Thinking = Literal["off", "on", "both"]
 
 
 class LanguageWorld:
@@ -31,23 +37,30 @@ class LanguageWorld:
         seed: decides the order of the training problems, epoch by epoch.
         generation_batch: sequences written at once.
         teacher_batch: sequences that the teacher scores at once.
+        thinking: whether chat prompts leave room for it: never, always, or in training for every other prompt.
 
     Raises:
         UserError: the two tokenizers do not give the same ids the same meaning.
     """
 
     domain: Literal["lm", "rl"] = "lm"
+    bridge: Bridge | None = None
+    oracle: RemoteTeacher | None = None  # instead of a teacher, when that is asked and not run
 
     def __init__(self, task: LanguageTask, student: LanguagePolicy, teacher: LanguagePolicy | None, *, seed: int,
-                 generation_batch: int = 64, teacher_batch: int = 16) -> None:
+                 generation_batch: int = 64, teacher_batch: int = 16,
+                 thinking: Thinking = "off") -> None:
         self.task, self.student, self.teacher = task, student, teacher
+        self._models = [student] if teacher is None else [student, teacher]
         self.tokenizer = student.tokenizer
         self.eos_ids = student.tokenizer.eos_ids if task.stop_at_eos else frozenset()
         self.seed, self.generation_batch, self.teacher_batch = seed, generation_batch, teacher_batch
+        self.thinking = thinking
         self._cursor = 0
         if teacher is not None:
             _share_vocabulary(student, teacher)
-            self.eos_ids |= teacher.tokenizer.eos_ids if task.stop_at_eos else frozenset()
+            for member in teacher.members() if task.stop_at_eos else ():
+                self.eos_ids |= member.tokenizer.eos_ids
 
     @cached_property
     def _problems(self) -> Sequence[Example]:
@@ -64,12 +77,15 @@ class LanguageWorld:
         drawn = self._next(n // repeat)
         indices = [index for index in drawn for _ in range(repeat)]
         examples = [self._problems[index] for index in indices]
-        prompts = [self._render(example, horizon) for example in examples]
+        prompts = [self._render(example, horizon, thinking=self._thinks(first + number // repeat))
+                   for number, example in enumerate(examples)]
+        rngs, uniform_tbd = _rngs(n, generator), uniform_table(n, horizon, generator)
         completions: list[Completion] = []
         for part in _slices(n, self.generation_batch):
-            rng = Random(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)))
-            completions += self._write(actor, self.student, self.teacher, examples[part], prompts[part], horizon,
-                                       generator, rng, evaluating=False)
+            turns = self.task.turns(examples[part], self.tokenizer, rngs[part], evaluating=False)
+            teacher = self.teacher.on(examples[part]) if self.teacher is not None and actor.uses_teacher else None
+            completions += self._write(actor, self.student, teacher, self.oracle, prompts[part],
+                                       uniform_tbd[:, part], turns)
         group = torch.arange(n) // repeat + first
         return self._rollouts(indices, group, prompts, completions)
 
@@ -78,8 +94,7 @@ class LanguageWorld:
         first = self._cursor
         indices = self._next(n)
         examples = [self._problems[index] for index in indices]
-        rng = Random(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)))
-        turns = self.task.turns(examples, self.tokenizer, rng, evaluating=False)
+        turns = self.task.turns(examples, self.tokenizer, _rngs(n, generator), evaluating=False)
         completions = []
         for index, example in enumerate(examples):
             tokens = self.tokenizer.encode(self._solution(example))
@@ -89,8 +104,8 @@ class LanguageWorld:
             if self.task.stop_at_eos and not ended:
                 tokens, sources, ended = [*tokens, self.tokenizer.eos_id], [*sources, int(Source.DATA)], True
             completions.append(Completion(tokens, sources, [float("nan")] * len(tokens), ended))
-        prompts = [self._render(example, len(completion.tokens))
-                   for example, completion in zip(examples, completions, strict=True)]
+        prompts = [self._render(example, len(completion.tokens), thinking=self._thinks(first + number))
+                   for number, (example, completion) in enumerate(zip(examples, completions, strict=True))]
         return self._rollouts(indices, torch.arange(n) + first, prompts, completions)
 
     def separable(self, rollouts: Rollouts) -> Rollouts:
@@ -102,34 +117,48 @@ class LanguageWorld:
         """See `opdbench.world.World`; on the teacher's device, and undefined but finite beyond each length."""
         assert self.teacher is not None, "this world has no teacher"
         device, features = self.teacher.device, None
+        problems = [self._problems[index] for index in rollouts.columns["example"].tolist()]
         for part in _slices(rollouts.n_trajectories, self.teacher_batch):
             length_b = rollouts.length_b[part].to(device)
             horizon = int(length_b.max())
-            part_bth = self.teacher.features(rollouts.input_bt[part, :horizon].to(device), length_b)
+            speaker = self.teacher.on(problems[part])
+            part_bth = speaker.features(rollouts.input_bt[part, :horizon].to(device), length_b)
             if features is None:
                 features = part_bth.new_zeros(*rollouts.input_bt.shape, part_bth.shape[-1])
             features[part, :horizon] = part_bth
         assert features is not None, "there is nothing to score"
         return features
 
-    def evaluate(self, policy: Policy, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
+    def evaluate(self, policy: Policy | Oracle, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
                  seed: int) -> list[Outcome]:
-        """See `opdbench.world.World`. Sampled means temperature 1 and the whole distribution."""
-        assert isinstance(policy, LanguagePolicy)
-        examples = list(self.task.examples(split))[:n]
+        """See `opdbench.world.World`. Sampled means temperature 1 and the whole distribution, `task.samples` times a
+        problem, whose outcomes share its id; what is drawn for a sample depends on nothing but the seed, that id and
+        its number. Where continuations are scored there is nothing to sample."""
+        assert isinstance(policy, LanguagePolicy | RemoteTeacher)
+        problems = list(self.task.examples(split))[:n]
+        if any(problem.continuations for problem in problems):
+            return judge(self.task, policy, problems, self.generation_batch) if mode == "greedy" else []
+        samples = self.task.samples if mode == "sampled" else 1
+        examples = [problem for problem in problems for _ in range(samples)]
         horizon = self.task.max_new_tokens
-        prompts = [self._render(example, horizon) for example in examples]
-        actor = Student(temperature=0.0 if mode == "greedy" else 1.0)
-        generator = seeds.generator(seed, "evaluate", split, mode, device=policy.device.type)
+        prompts = [self._render(example, horizon, thinking=self.thinking == "on") for example in examples]
+        temperature = 0.0 if mode == "greedy" else 1.0
+        actor = Teacher(temperature) if isinstance(policy, RemoteTeacher) else Student(temperature)
         by_length = sorted(range(len(examples)), key=lambda index: len(prompts[index]))
         outcomes: dict[int, Outcome] = {}
         for part in _slices(len(examples), self.generation_batch):
             indices = by_length[part]
-            rng = seeds.rng(seed, "turns", split, mode, part.start)
-            completions = self._write(actor, policy, None, [examples[index] for index in indices],
-                                      [prompts[index] for index in indices], horizon, generator, rng, evaluating=True)
-            outcomes |= {index: self._outcome(examples[index], completion, mode)
-                         for index, completion in zip(indices, completions, strict=True)}
+            asked = [examples[index] for index in indices]
+            drawn_for = [examples[index].id + (f"#{index % samples}" if index % samples else "") for index in indices]
+            rngs = [seeds.rng(seed, "turns", split, mode, name) for name in drawn_for]
+            draws = [uniform_table(1, horizon, seeds.generator(seed, "evaluate", split, mode, name))
+                     for name in drawn_for]
+            turns = self.task.turns(asked, self.tokenizer, rngs, evaluating=True)
+            student, oracle = (None, policy) if isinstance(policy, RemoteTeacher) else (policy.on(asked), None)
+            completions = self._write(actor, student, None, oracle, [prompts[index] for index in indices],
+                                      torch.cat(draws, 1), turns)
+            outcomes |= {index: self._outcome(example, completion, mode)
+                         for index, example, completion in zip(indices, asked, completions, strict=True)}
         return [outcomes[index] for index in range(len(examples))]
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,10 +186,15 @@ class LanguageWorld:
             self._cursor += len(taken)
         return indices
 
-    def _render(self, example: Example, horizon: int) -> list[int]:
-        prompt = self.tokenizer.render(example.prompt)
-        models = [self.student] if self.teacher is None else [self.student, self.teacher]
-        room = min(model.context_length for model in models)
+    def _thinks(self, prompt_number: int) -> bool:
+        """With `thinking=both`, every other prompt of the run."""
+        return self.thinking == "on" or (self.thinking == "both" and prompt_number % 2 == 1)
+
+    def _render(self, example: Example, horizon: int, *, thinking: bool) -> list[int]:
+        prompt = self.tokenizer.render(example.prompt, thinking=thinking)
+        room = min(model.context_length for model in self._models)
+        if self.oracle is not None and self.oracle.context_length is not None:
+            room = min(room, self.oracle.context_length)
         if len(prompt) + horizon > room:
             raise UserError(f"problem {example.id} of {self.task.id} has a prompt of {len(prompt)} tokens, which with "
                             f"{horizon} new ones exceeds the models' context of {room}",
@@ -173,12 +207,15 @@ class LanguageWorld:
                             "choose a method that learns from the teacher's or its own completions")
         return example.solution
 
-    def _write(self, actor: Actor, student: LanguagePolicy, teacher: LanguagePolicy | None,
-               examples: Sequence[Example], prompts: Sequence[list[int]], horizon: int, generator: Generator,
-               rng: Random, *, evaluating: bool) -> list[Completion]:
-        turns = self.task.turns(examples, self.tokenizer, rng, evaluating=evaluating)
+    def _write(self, actor: Actor, student: Speaker | None, teacher: Speaker | None, oracle: RemoteTeacher | None,
+               prompts: Sequence[list[int]], uniform_tbd: Tensor, turns: Turns | None) -> list[Completion]:
+        """Completions by the models here, or where the actor is a teacher that is asked, by it."""
+        horizon = len(uniform_tbd)
+        if oracle is not None and actor.uses_teacher:
+            return oracle.write(actor, prompts, max_new_tokens=horizon, eos_ids=self.eos_ids, uniform_tbd=uniform_tbd,
+                                turns=turns)
         return generate(actor, student, teacher, prompts, max_new_tokens=horizon, eos_ids=self.eos_ids,
-                        generator=generator, turns=turns)
+                        uniform_tbd=uniform_tbd, turns=turns)
 
     def _rollouts(self, indices: Sequence[int], group_b: Tensor, prompts: Sequence[list[int]],
                   completions: Sequence[Completion]) -> Rollouts:
@@ -199,10 +236,11 @@ class LanguageWorld:
 
 
 def _share_vocabulary(student: LanguagePolicy, teacher: LanguagePolicy) -> None:
-    difference = student.tokenizer.difference(teacher.tokenizer)
-    if difference is not None:
-        raise UserError(f"the student's and the teacher's tokenizers do not match: {difference}",
-                        "choose two models of one family; methods for different tokenizers are not there yet")
+    for member in teacher.members():
+        difference = student.tokenizer.difference(member.tokenizer)
+        if difference is not None:
+            raise UserError(f"the student's and the teacher's tokenizers do not match: {difference}",
+                            "choose two models of one family; methods for different tokenizers are not there yet")
     shared = min(student.n_actions, teacher.n_actions)
     for model in (student, teacher):
         model.limit_vocabulary(shared)
@@ -222,6 +260,11 @@ def _decisions(tokens: Sequence[int], turns: Any, index: int) -> tuple[list[int]
             if reply.done:
                 return sources, True
     return sources, False
+
+
+def _rngs(n: int, generator: Generator) -> list[Random]:
+    """Randomness for the environment's side of `n` conversations."""
+    return [Random(seed) for seed in torch.randint(1 << 62, (n,), generator=generator).tolist()]
 
 
 def _slices(n: int, size: int) -> list[slice]:

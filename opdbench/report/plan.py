@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opdbench.references import Mix, Model, Route, Teacher
+from opdbench.schema.spec import ModelRef
 from opdbench.text import fields, table
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ def as_text(plan: Plan, cost: Estimate, seeds: Sequence[int], results: str) -> s
     head = fields([
         ("method", f"{recipe.method} (needs from the teacher: {plan.needs})"),
         ("task", recipe.task),
-        ("teacher", _model(recipe.teacher, plan.teacher)),
+        ("teacher", _teacher(recipe.teacher, plan.teacher)),
         ("student", _model(recipe.student, plan.student)),
         ("profile", f"{plan.spec.execution.profile}: {plan.profile_reason}"),
         ("seeds", ", ".join(map(str, seeds))),
@@ -59,6 +61,14 @@ def _costs(cost: Estimate) -> Iterator[tuple[str, str]]:
         yield "time", ("unknown: the device is not on this machine" if cost.seconds is None else
                        f"about {cost.seconds:,.0f} s of training on this machine; evaluation comes on top")
     yield "memory", f"about {cost.memory_bytes / 2**20:,.0f} MiB at the peak"
+
+
+def _teacher(ref: ModelRef | None, named: Teacher | None) -> str:
+    """Of one that is made of several, every one on its own line."""
+    if ref is None or not isinstance(named, Mix | Route):
+        return _model(ref, named.path if isinstance(named, Model) else None)
+    parts = (_teacher(*part) for part in zip(ref.parts, named.parts, strict=True))
+    return "\n".join([_model(ref, None), *(f"  {part}" for part in parts)])
 
 
 def _model(reference: Any, path: Path | None) -> str:

@@ -45,7 +45,7 @@ def advice(record: Record, place: str) -> str:
         "cancelled": "type the same command again: it goes on from the last checkpoint",
         "diverged": f"take smaller steps, with --set lr={recipe.training.lr / 10:.3g}",
         "oom": "hold less at one time, with --set "
-               f"micro_batch={max(1, execution.micro_batch // 2)} --set row_chunk={max(1, execution.row_chunk // 2)}",
+               f"micro_batch={max(1, execution.micro_batch // 2)} --set logit_chunk={max(1, execution.logit_chunk // 2)}",
     }.get(record.status, "type the same command again")
 
 
@@ -77,7 +77,9 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
                            f"peak memory {ledger['peak_memory_bytes'] / 2**20:,.0f} MiB")
         yield "sampled", (f"{ledger['student_tokens']:,} tokens or steps by the student, "
                           f"{ledger['teacher_tokens']:,} by the teacher")
-        yield "teacher scored", f"{ledger['teacher_scored']:,} states"
+        cached = ledger.get("teacher_cached", 0)
+        yield "teacher scored", (f"{ledger['teacher_scored']:,} states"
+                                 + (f"; {cached:,} more were read from the cache, asking nobody" if cached else ""))
         total = ledger["total_flops"]
         shares = [f"{part.replace('_', ' ')} {flops / total:.0%}" for part, flops in ledger["flops"].items()]
         yield "compute", ", ".join([f"{total:.3g} FLOPs", *shares])

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from opdbench import seeds
-from opdbench.actors import Actor, Decision, sample
+from opdbench.actors import Actor, Decision, sample, uniform_table
 from opdbench.errors import UserError
+from opdbench.oracle import Oracle
 from opdbench.policy import Policy
 from opdbench.rl.environments import Environments
 from opdbench.rl.policy import Architecture, ControlPolicy
@@ -29,6 +30,8 @@ class ControlWorld:
     """`World` for control tasks. Rollouts are segments of `n` environments that go on from call to call."""
 
     domain: Literal["lm", "rl"] = "rl"
+    bridge: None = None
+    oracle: None = None
 
     def __init__(self, task: ControlTask, student: Policy, teacher: Policy | None, *, seed: int) -> None:
         """
@@ -60,17 +63,17 @@ class ControlWorld:
             raise UserError(f"control tasks go on from state to state and cannot repeat one {repeat} times",
                             "leave the number of samples per state at 1")
         self._environments.grow(n)
-        segment = self._play_segment(self._decider(actor, n, generator), n, horizon)
+        segment = self._play_segment(self._decider(actor, n), uniform_table(n, horizon, generator))
         return segment.to(_device(self.student))
 
-    def _play_segment(self, decide: Callable[[Tensor], Decision], n: int, horizon: int) -> Rollouts:
-        environments = self._environments
+    def _play_segment(self, decide: Callable[[Tensor, Tensor], Decision], uniform_tbd: Tensor) -> Rollouts:
+        environments, (horizon, n) = self._environments, uniform_tbd.shape[:2]
         first = environments.observation_n
         observation_tb = np.empty((horizon, n, *first.shape[1:]), first.dtype)
         steps, decisions = [], []
         for t in range(horizon):
             observation_tb[t] = environments.observation_n[:n]
-            decisions.append(decide(torch.from_numpy(observation_tb[t])))
+            decisions.append(decide(torch.from_numpy(observation_tb[t]), uniform_tbd[t]))
             steps.append(environments.step(decisions[-1].action_b.numpy(force=True)))
         truncated_tb = np.stack([step.truncated_b for step in steps])
         done_bt = _by_trajectory(truncated_tb | np.stack([step.terminated_b for step in steps]))
@@ -101,8 +104,9 @@ class ControlWorld:
         device = _device(self.teacher)
         return self.teacher.features(rollouts.input_bt.to(device), rollouts.length_b.to(device))
 
-    def evaluate(self, policy: Policy, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
+    def evaluate(self, policy: Policy | Oracle, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,
                  seed: int) -> list[Outcome]:
+        assert isinstance(policy, Policy)
         return evaluate(self.task, policy, split=split, mode=mode, n=n, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,16 +116,15 @@ class ControlWorld:
         self._environments = Environments(make_simulators(self.task), self._seed)
         self._environments.load_state_dict(state)
 
-    def _decider(self, actor: Actor, n: int, generator: Generator) -> Callable[[Tensor], Decision]:
-        """A function from observations [B, ...] to the actor's decision; it runs only the models that the actor uses.
-
-        Logits go where the generator is, so that draws need no other device.
-        """
+    def _decider(self, actor: Actor, n: int) -> Callable[[Tensor, Tensor], Decision]:
+        """A function from observations [B, ...] and uniform numbers [B, D] to the actor's decision; it runs only the
+        models that the actor uses."""
         if actor.uses_teacher and self.teacher is None:
             raise UserError(f"the teacher is to act on {self.task.id}, but there is none", "pass one with --teacher")
-        read_student = _reader(self.student, n, generator.device) if actor.uses_student else _nothing
-        read_teacher = _reader(self.teacher, n, generator.device) if actor.uses_teacher and self.teacher else _nothing
-        return lambda observation_b: actor.act(read_student(observation_b), read_teacher(observation_b), generator)
+        read_student = _reader(self.student, n) if actor.uses_student else _nothing
+        read_teacher = _reader(self.teacher, n) if actor.uses_teacher and self.teacher else _nothing
+        return lambda observation_b, uniform_bd: actor.act(read_student(observation_b), read_teacher(observation_b),
+                                                           uniform_bd)
 
 
 @torch.no_grad()
@@ -159,16 +162,19 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
           generator: Generator) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """One episode for every seed; returns undiscounted returns [N] and whether the time limit cut them off [N].
 
-    An environment that has ended takes no further step, so that short episodes do not count more than once.
+    An environment that has ended takes no further step, so that short episodes do not count more than once; a step's
+    uniform numbers are drawn for all N, so that an episode's do not depend on when the others end.
     """
     n = len(episode_seeds)
     simulators.grow(n)
     observation_n = np.stack([simulators.reset(index, seed) for index, seed in enumerate(episode_seeds)])
     returns_n, truncated_n = np.zeros(n), np.zeros(n, np.bool_)
     running_k = np.arange(n)
-    read = _reader(policy, n, generator.device)
+    read = _reader(policy, n)
     while len(running_k):
-        action_k = sample(read(torch.from_numpy(observation_n[running_k])), temperature, generator)[0].numpy(force=True)
+        uniform_n = torch.rand(n, dtype=torch.float64, generator=generator)
+        logits_ka = read(torch.from_numpy(observation_n[running_k]))
+        action_k = sample(logits_ka, temperature, uniform_n[torch.from_numpy(running_k)])[0].numpy()
         after = simulators.step(running_k, action_k)
         observation_n[running_k] = after.observation_k
         returns_n[running_k] += after.reward_k
@@ -189,14 +195,14 @@ def check_fits(policy: ControlPolicy, simulators: Simulators, where: str) -> Non
     policy.check_fits(simulators.observation_shape, simulators.n_actions, where)
 
 
-def _reader(policy: Policy, n: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from observations [B, ...] to logits [B, A] on `device`, for any B up to `n`."""
+def _reader(policy: Policy, n: int) -> Callable[[Tensor], Tensor]:
+    """A function from observations [B, ...] to logits [B, A], both on the CPU, for any B up to `n`."""
     own_device = _device(policy)
     length_n = torch.ones(n, dtype=torch.int64, device=own_device)
 
     def read(observation_b: Tensor) -> Tensor:
         input_b1 = observation_b[:, None].to(own_device)
-        return policy.project(policy.features(input_b1, length_n[:len(input_b1)])[:, 0]).to(device)
+        return policy.project(policy.features(input_b1, length_n[:len(input_b1)])[:, 0]).cpu()
 
     return read
 

@@ -25,7 +25,7 @@ class Score(BaseModel):
     mean: float
     low: float
     high: float
-    interval: str = Field(description="how the interval was made: wilson, or t over episodes")
+    interval: str = Field(description="how it was made: wilson, t over episodes, or bootstrap over problems")
     n: int
     length: float = Field(description="mean length in tokens or steps")
     truncated: float = Field(description="share cut off by the horizon")
@@ -65,6 +65,7 @@ class Record(BaseModel):
     execution: Execution
     origins: dict[str, str] = Field(default_factory=dict, description="who set each value that is not a default")
     command: str = Field(description="the command that makes this record")
+    scorer: str | None = Field(None, description="the library that graded, with its version, where it is not opdbench")
     before: dict[str, Score] = Field(default_factory=dict, description="by mode: greedy, sampled")
     teacher: dict[str, Score] = Field(default_factory=dict)
     after: dict[str, Score] = Field(default_factory=dict)

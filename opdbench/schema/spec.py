@@ -1,8 +1,8 @@
 """What a run is asked to do: the recipe (what is computed) and the execution (how it is computed).
 
 Two runs with the same recipe compute the same thing; `Recipe.digest` names it. A hardware profile may only choose the
-`Execution`: it changes speed, memory, rounding, and (another device or generation batch) which random draws sampling
-happens to make, never what is drawn from or minimised.
+`Execution`: it changes speed, memory and rounding, never what is minimised or drawn from, nor the random numbers
+that it is drawn with.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class Budget(Frozen):
     """Where training stops: at the first of these that is reached. Evaluation does not count."""
 
     steps: PositiveInt | None = Field(None, description="rounds of collect and update")
+    tokens: PositiveInt | None = Field(
+        None, description="tokens or environment steps collected, whoever chose them, before any reuse")
     student_tokens: PositiveInt | None = Field(None, description="tokens or environment steps that the student chose")
     teacher_tokens: PositiveInt | None = Field(None, description="tokens or environment steps that the teacher chose")
     seconds: PositiveFloat | None = Field(None, description="training seconds; such a run does not repeat exactly")
@@ -48,6 +50,18 @@ class Training(Frozen):
         None, description="longest trajectory, in tokens or environment steps; None is the task's own")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature of the student's rollouts")
     teacher_temperature: PositiveFloat = Field(1.0, description="sampling temperature of the teacher's rollouts")
+    thinking: Literal["off", "on", "both"] = Field(
+        "off", description="for chat templates that can forbid thinking: never, always, on every other prompt")
+    loss_temperature: PositiveFloat = Field(
+        1.0, description="of both distributions in the loss; sampling has its own")
+    support: Literal["full", "teacher", "student", "union", "intersection"] = Field(
+        "full", description="actions that the two are compared on: all, or the top_k of one, of either, of both")
+    top_k: PositiveInt = Field(64, description="size of the support")
+    tail: Literal["bucket", "renormalise", "stop_gradient"] = Field(
+        "bucket", description="what lies outside the support: one more event, ignored, or taken as agreed")
+    lora_rank: int = Field(
+        0, ge=0, description="train adapters of this rank on all linear layers but the output; 0 trains all weights")
+    lora_alpha: PositiveFloat = Field(32.0, description="adapters count lora_alpha / lora_rank")
     reduction: Reduction = Field(
         "token", description="token: mean over rows; sequence: mean over trajectories of their means; sum: plain sum")
 
@@ -66,6 +80,7 @@ class ModelRef(Frozen):
 
     reference: str
     sha256: str
+    parts: tuple[ModelRef, ...] = Field((), description="of a teacher that is made of several")
 
 
 class Recipe(Frozen):
@@ -103,11 +118,24 @@ class Execution(Frozen):
     teacher_dtype: Literal["float64", "float32", "bfloat16"] = Field("float32", description="of the teacher")
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; None leaves torch's choice")
     micro_batch: PositiveInt = Field(64, description="trajectories in one forward and backward pass")
-    row_chunk: PositiveInt = Field(8192, description="rows whose logits exist at one time")
+    row_chunk: PositiveInt = Field(8192, description="rows whose logits exist at one time, at most")
+    # Above 32 MiB in float32, from where on the C library gives freed memory back at once.
+    logit_chunk: PositiveInt = Field(
+        12_000_000, description="rows x actions that exist at one time: cuts row_chunk where the vocabulary is large")
     teacher_batch: PositiveInt = Field(64, description="trajectories in one teacher pass")
     generation_batch: PositiveInt = Field(256, description="trajectories that are generated together")
+    teacher_cache: str | None = Field(
+        None, description="folder that keeps what a teacher over HTTP says, for every seed and method")
+    teacher_requests: PositiveInt = Field(8, description="requests to it at one time")
+    teacher_timeout: PositiveFloat = Field(60.0, description="seconds that one attempt at a request may take")
+    gradient_checkpointing: bool = Field(
+        False, description="a language model's activations are computed again for the gradient, not kept")
     engine: Literal["hf"] = Field("hf", description="generation engine")
     checkpoint_seconds: float = Field(15.0, ge=0, description="wall seconds between checkpoints; 0 is every step")
+
+    def rows_at_once(self, n_actions: int) -> int:
+        """Rows whose logits over `n_actions` may exist at one time."""
+        return max(1, min(self.row_chunk, self.logit_chunk // n_actions))
 
 
 class Spec(Frozen):

@@ -13,7 +13,9 @@ import numpy as np
 
 from opdbench.conformance.enumerable import EnumerableTask
 from opdbench.conformance.tabular import TabularEnv, TabularTask
-from opdbench.task import Example, Split, Task
+from opdbench.lm.tokenizer import Tokenizer
+from opdbench.task import Example, Split, Task, Turns
+from opdbench.tasks.text_maze import TextMaze
 
 
 class GoodLanguage(EnumerableTask):
@@ -105,6 +107,12 @@ class NothingShipped(GoodLanguage):
     teacher = "good-language/teacher"
 
 
+class OneWindForAll(TextMaze):
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[random.Random], *,
+              evaluating: bool) -> Turns:
+        return super().turns(examples, tokenizer, [rngs[0]] * len(rngs), evaluating=evaluating)
+
+
 class Endless(GoodControl):
     max_episode_steps = 5
 
@@ -175,6 +183,7 @@ MISTAKES = (
     Mistake(OtherMetric, "grading", "named 'success'"),
     Mistake(WrongSolutions, "reference solutions", "score less than those of others"),
     Mistake(RewardsSilence, "reference solutions", "an empty completion scores 1.0"),
+    Mistake(OneWindForAll, "environment turns", "depends on the batch"),
     Mistake(NothingShipped, "shipped models", "for good-language/teacher"),
     Mistake(Endless, "episodes end", "goes on beyond max_episode_steps = 5"),
     Mistake(Unseeded, "episodes repeat", "equal seeds and equal actions differ"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.lm import models
+from opdbench.lm.model import load
+from opdbench.lm.policy import LanguagePolicy
+from tests.lm import asking, models
+from tests.lm.completions_server import Running, serve
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +27,33 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
         return folder, models.make(folder, name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A completions server for chain-sum's own teacher, with a chat template."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    shutil.copytree(asking.SERVED, folder)
+    (folder / "chat_template.jinja").write_text(asking.TEMPLATE)
+    with serve(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def server(process: Running) -> Running:
+    """It, in good order."""
+    process.set()
+    return process
+
+
+@pytest.fixture(scope="session")
+def teacher() -> LanguagePolicy:
+    return load(asking.SERVED)
+
+
+@pytest.fixture(scope="session")
+def student() -> LanguagePolicy:
+    return load(asking.LOCAL)
 
 
 @pytest.fixture

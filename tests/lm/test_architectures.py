@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opdbench.actors import Student
+from opdbench.actors import Student, uniform_table
 from opdbench.lm.decoder import NativePolicy
 from opdbench.lm.generate import generate
 from opdbench.lm.hf import HfPolicy
@@ -62,7 +62,7 @@ def test_greedy_output_is_that_of_transformers_generate(made: Made, name: str, g
     folder, model = made(name)
     policy = load(folder)
     completions = generate(Student(0.0), policy, None, PROMPTS, max_new_tokens=24, eos_ids=policy.tokenizer.eos_ids,
-                           generator=generator)
+                           uniform_tbd=uniform_table(len(PROMPTS), 24, generator))
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt):]
         assert completion.tokens == expected.tolist()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from opdbench.actors import Decision, Mixture, Student, Teacher
+from opdbench.actors import Decision, Mixture, Student, Teacher, uniform_table
 from opdbench.lm.decoder import NativePolicy
 from opdbench.lm.generate import Completion, generate, last_decision, to_rollouts
 from opdbench.lm.model import load
@@ -31,7 +31,7 @@ class Scripted:
         self.columns = list(columns)
         self.calls = 0
 
-    def act(self, student: Tensor | None, teacher: Tensor | None, generator: Generator) -> Decision:
+    def act(self, student: Tensor | None, teacher: Tensor | None, uniform_bd: Tensor) -> Decision:
         tokens = self.columns[self.calls]
         self.calls += 1
         return Decision(torch.tensor(tokens), torch.full((len(tokens),), -0.5),
@@ -58,7 +58,7 @@ def policy(made: Made) -> LanguagePolicy:
 def write(actor: object, policy: LanguagePolicy, generator: Generator, *, n: int = 4, horizon: int = 8,
           **settings: object) -> list[Completion]:
     return generate(actor, policy, None, PROMPTS[:n], max_new_tokens=horizon, eos_ids=frozenset([EOS]),  # type: ignore[arg-type]
-                    generator=generator, **settings)  # type: ignore[arg-type]
+                    uniform_tbd=uniform_table(n, horizon, generator), **settings)  # type: ignore[arg-type]
 
 
 def logp_of_actions(policy: LanguagePolicy, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> Tensor:
@@ -99,7 +99,7 @@ def test_behaviour_logp_is_the_models_own(policy: LanguagePolicy, generator: Gen
 def test_sampling_follows_the_distribution(policy: LanguagePolicy, generator: Generator) -> None:
     n = 8000
     completions = generate(Student(), policy, None, [PROMPTS[0]] * n, max_new_tokens=1, eos_ids=frozenset(),
-                           generator=generator)
+                           uniform_tbd=uniform_table(n, 1, generator))
     counts_a = torch.bincount(torch.tensor([completion.tokens[0] for completion in completions]), minlength=39)
     with torch.no_grad():
         p_a = policy.start([PROMPTS[0]], 1).logits_ba[0].softmax(-1)
@@ -116,11 +116,28 @@ def test_same_generator_same_text_and_the_next_draw_differs(policy: LanguagePoli
 def test_compaction_changes_no_greedy_output(policy: LanguagePolicy, generator: Generator) -> None:
     """Some end early, so the batch shrinks; each must read as if it were alone."""
     ends = frozenset(range(0, 39, 3))
-    together = generate(Student(0.0), policy, None, PROMPTS, max_new_tokens=30, eos_ids=ends, generator=generator)
-    alone = [generate(Student(0.0), policy, None, [prompt], max_new_tokens=30, eos_ids=ends, generator=generator)[0]
-             for prompt in PROMPTS]
+    settings = {"max_new_tokens": 30, "eos_ids": ends, "uniform_tbd": uniform_table(4, 30, generator)}
+    together = generate(Student(0.0), policy, None, PROMPTS, **settings)
+    alone = [generate(Student(0.0), policy, None, [prompt], **settings)[0] for prompt in PROMPTS]
     assert [completion.tokens for completion in together] == [completion.tokens for completion in alone]
     assert len({len(completion.tokens) for completion in together}) > 1
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_a_sequence_draws_from_its_own_column_alone(made: Made, turns: bool, generator: Generator) -> None:
+    """Neither batches, nor their order, compaction or forced tokens matter to what is drawn, in float64."""
+    student, teacher = (load(made(name)[0], dtype=torch.float64) for name in ("qwen3", "gpt2"))
+    ends, table = frozenset(range(0, 39, 3)), uniform_table(4, 30, generator)
+
+    def written(order: Sequence[int]) -> list[Completion]:
+        return generate(Mixture(0.5), student, teacher, [PROMPTS[index] for index in order], max_new_tokens=30,
+                        eos_ids=ends, uniform_tbd=table[:, list(order)], turns=Maze(last=3) if turns else None)
+
+    together = written(range(4))
+    alone, backwards = [written([index])[0] for index in range(4)], written([3, 2, 1, 0])[::-1]
+    assert len({len(completion.tokens) for completion in together}) > 1
+    for others in (alone, backwards):
+        assert [(it.tokens, it.sources) for it in others] == [(it.tokens, it.sources) for it in together]
 
 
 def test_environment_turns_are_read_and_chosen_by_nobody(policy: LanguagePolicy, generator: Generator) -> None:
@@ -155,7 +172,7 @@ def test_turns_of_different_lengths_interleave_with_sampling(policy: LanguagePol
     assert completions[1].sources == [1, 0, 0, 0, 1, 0, 0, 0, 1]
     for index in (0, 2):
         alone = generate(Student(0.0), policy, None, [PROMPTS[index]], max_new_tokens=9, eos_ids=frozenset([EOS]),
-                         generator=generator)
+                         uniform_tbd=uniform_table(1, 9, generator))
         assert completions[index].tokens == alone[0].tokens
 
 
@@ -180,7 +197,7 @@ def test_the_environment_may_answer_an_end_token(policy: LanguagePolicy, generat
 def test_two_models_read_the_same_text(made: Made, policy: LanguagePolicy, generator: Generator) -> None:
     teacher = load(made("gpt2")[0])
     completions = generate(Mixture(0.5), policy, teacher, PROMPTS, max_new_tokens=12, eos_ids=frozenset(),
-                           generator=generator)
+                           uniform_tbd=uniform_table(4, 12, generator))
     seen = set()
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         mine, theirs = (logp_of_actions(model, prompt, completion.tokens) for model in (policy, teacher))
@@ -191,7 +208,7 @@ def test_two_models_read_the_same_text(made: Made, policy: LanguagePolicy, gener
 
 
 def test_a_teacher_can_write_alone(policy: LanguagePolicy, generator: Generator) -> None:
-    settings = {"max_new_tokens": 5, "eos_ids": frozenset(), "generator": generator}
+    settings = {"max_new_tokens": 5, "eos_ids": frozenset(), "uniform_tbd": uniform_table(4, 5, generator)}
     completions = generate(Teacher(0.0), None, policy, PROMPTS, **settings)
     students = generate(Student(0.0), policy, None, PROMPTS, **settings)
     assert [completion.tokens for completion in completions] == [completion.tokens for completion in students]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -53,7 +53,8 @@ class Echo(Spelling):
     def examples(self, split: Split) -> Sequence[Example]:
         return [Example("0", "a", answer="", solution="xxyyzz"), Example("1", "b", answer="", solution="xxyy")]
 
-    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rng: Random, *, evaluating: bool) -> Turns:
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[Random], *,
+              evaluating: bool) -> Turns:
         last = tokenizer.encode("z")[0]
 
         class Echoes:
@@ -61,6 +62,21 @@ class Echo(Spelling):
                 return Reply([token], done=token == last)
 
         return Echoes()
+
+
+class Dice(Spelling):
+    """The environment answers every token with one that it throws, and ends the conversation at the third."""
+
+    def turns(self, examples: Sequence[Example], tokenizer: Tokenizer, rngs: Sequence[Random], *,
+              evaluating: bool) -> Turns:
+        thrown = [0] * len(examples)
+
+        class Throws:
+            def reply(self, index: int, token: int) -> Reply:
+                thrown[index] += 1
+                return Reply(tokenizer.encode(rngs[index].choice("pqrstuvw")), done=thrown[index] == 3)
+
+        return Throws()
 
 
 def small(characters: Tokenizer, *, vocabulary: int | None = None, context: int = 64, seed: int = 0) -> LanguagePolicy:
@@ -179,6 +195,17 @@ def test_evaluation_keeps_the_order_and_is_repeatable() -> None:
     assert outcome.truncated == (outcome.length == 6 and len(outcome.output) == 6)
 
 
+@pytest.mark.parametrize("mode", ["greedy", "sampled"])
+def test_what_an_environment_draws_in_evaluation_does_not_depend_on_the_batch(
+        mode: Literal["greedy", "sampled"]) -> None:
+    student = world().student
+    together, *others = [
+        world(Dice(), generation_batch=batch).evaluate(student, split="test", mode=mode, n=n, seed=3)
+        for batch, n in ((7, 7), (2, 7), (1, 5))]
+    assert all(other == together[:len(other)] for other in others)
+    assert len({outcome.output[1::2] for outcome in together if outcome.output}) > 4, "every problem has its own dice"
+
+
 def test_evaluation_does_not_move_the_training_problems(generator: Generator) -> None:
     it = world()
     before = it.state_dict()
@@ -228,3 +255,15 @@ def test_every_end_token_of_either_model_ends_a_completion(made: Made) -> None:
     student, teacher = load(made("qwen3")[0]), load(made("llama-3")[0])
     teacher.tokenizer.eos_ids = frozenset([EOS_OF_TEACHER := 7])
     assert LanguageWorld(Spelling(), student, teacher, seed=0).eos_ids == {models.EOS, EOS_OF_TEACHER}
+
+
+def test_samples_of_a_problem_share_its_id_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is what a single sample is; greedy takes one; batches change nothing."""
+    single = world().evaluate(world().student, split="test", mode="sampled", n=3, seed=5)
+    monkeypatch.setattr(Spelling, "samples", 4)
+    many = world(generation_batch=5)
+    outcomes = many.evaluate(many.student, split="test", mode="sampled", n=3, seed=5)
+    assert [outcome.id for outcome in outcomes] == [f"test-{number}" for number in range(3) for _ in range(4)]
+    assert outcomes[::4] == single and all(len({o.output for o in outcomes[i:i + 4]}) > 1 for i in (0, 4, 8))
+    assert outcomes == world().evaluate(world().student, split="test", mode="sampled", n=3, seed=5)
+    assert len(many.evaluate(many.student, split="test", mode="greedy", n=3, seed=5)) == 3

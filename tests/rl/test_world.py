@@ -168,7 +168,7 @@ def test_an_actor_sees_no_logits_of_a_model_that_it_does_not_use() -> None:
     class Looking:
         uses_student, uses_teacher = True, False
 
-        def act(self, student: Tensor | None, teacher: Tensor | None, draws: Generator) -> Decision:
+        def act(self, student: Tensor | None, teacher: Tensor | None, uniform_bd: Tensor) -> Decision:
             assert student is not None and student.shape == (3, 2) and teacher is None
             zeros = torch.zeros(3, dtype=torch.int64)
             return Decision(zeros, zeros.float(), zeros.to(torch.uint8))

@@ -50,7 +50,7 @@ def tokenizer() -> Tokenizer:
 def play(task: TextMaze, tokenizer: Tokenizer, examples: list[Example], moves: str, *, evaluating: bool = False,
          seed: int = 0) -> list[str]:
     """What each example's transcript reads when the model writes `moves`."""
-    turns = task.turns(examples, tokenizer, Random(seed), evaluating=evaluating)
+    turns = task.turns(examples, tokenizer, [Random(seed) for _ in examples], evaluating=evaluating)
     texts = []
     for index in range(len(examples)):
         text = ""
@@ -140,7 +140,8 @@ def test_the_episode_ends_at_the_limit_of_twice_the_shortest_path(task: TextMaze
 
 
 def test_the_end_token_is_left_to_the_generator(task: TextMaze, tokenizer: Tokenizer) -> None:
-    turns = task.turns(task.examples("train"), tokenizer, Random(0), evaluating=False)
+    examples = task.examples("train")
+    turns = task.turns(examples, tokenizer, [Random(0) for _ in examples], evaluating=False)
     assert turns.reply(0, tokenizer.eos_id) is None
     assert turns.reply(0, tokenizer.pad_id) is None
 

@@ -1,4 +1,4 @@
-"""Intervals for one run. Everything pure; what spans seeds belongs to the boards."""
+"""Intervals for one run's scores, from its outcomes alone."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def interval(values: Sequence[float]) -> Interval:
     if all(value in (0, 1) for value in values):
         return wilson(sum(int(value) for value in values), len(values))
     return student_t(values)
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that one of `k` samples is right, when `c` of `n` drawn ones are: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased for every k <= n, as 1 - (1 - c/n)^k is not (Chen et al. 2021, arXiv:2107.03374, equation 1).
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {c} right ones among {n} is not defined")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)

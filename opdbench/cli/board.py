@@ -1,0 +1,102 @@
+"""Leaderboards: build their tables from the records, check that the committed ones are what the records give, list."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdbench.cli.arguments import add_json, one_of
+from opdbench.errors import UsageError
+from opdbench.text import print_json, table
+
+if TYPE_CHECKING:
+    from opdbench.report.board import Built, Records
+
+WHAT = ("build", "check", "list")
+CHECK_FAILED = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="build|check|list", type=one_of("choice", WHAT),
+                        help="build writes the tables; check exits 3 when they are not what the records give")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a board; all of them without a name")
+    parser.add_argument("--results", default="results", metavar="DIR", help="where the records are (default ./results)")
+    parser.add_argument("--leaderboards", default="leaderboards", metavar="DIR",
+                        help="where the boards are (default ./leaderboards)")
+    add_json(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    from opdbench.report import board
+
+    leaderboards = Path(args.leaderboards)
+    wanted = board.names(leaderboards) if args.name is None else [board.folder_of(leaderboards, args.name).name]
+    if not wanted:
+        raise UsageError(f"there are no boards in {leaderboards}", "name their folder with --leaderboards DIR")
+    if args.what == "list":
+        return _list(leaderboards, wanted, args)
+    records = board.read(Path(args.results))
+    built = [board.build(leaderboards, name, records) for name in wanted]
+    return (_build if args.what == "build" else _check)(built, records, args)
+
+
+def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) -> int:
+    from opdbench.schema.board import read_board
+
+    boards = [(name, read_board(leaderboards / name)) for name in names]
+    if args.json:
+        print_json([{"name": name, **board.model_dump(mode="json", exclude_defaults=True)} for name, board in boards])
+    else:
+        print(table(["board", "division", "task", "title"],
+                    [[name, board.division, board.task, board.title]
+                     for name, board in boards]))
+    return 0
+
+
+def _build(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
+    from opdbench.report.board import write
+
+    changed = {board.name: write(board) for board in built}
+    if args.json:
+        print_json([{**_facts(board), "changed": changed[board.name]} for board in built])
+        return 0
+    for board in built:
+        files = ", ".join(changed[board.name]) or "nothing"
+        print(f"{board.folder}: {len(board.entries)} entries; changed {files}{_left_out(board)}")
+    _print_unreadable(records)
+    return 0
+
+
+def _check(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
+    from opdbench.report.board import differing, first_difference
+
+    found = {board.name: [first_difference(board, file) for file in differing(board)] for board in built}
+    failed = any(found.values())
+    if args.json:
+        print_json({"passed": not failed, "boards": [{**_facts(board), "differences": found[board.name]}
+                                                     for board in built]})
+        return CHECK_FAILED if failed else 0
+    for board in built:
+        print(f"{board.folder}: " + ("not what the records give" if found[board.name] else "what the records give"))
+        for difference in found[board.name]:
+            print(f"  {difference}")
+        if found[board.name]:
+            print(f"  fix: opdbench board build {board.name}")
+    _print_unreadable(records)
+    return CHECK_FAILED if failed else 0
+
+
+def _facts(board: Built) -> dict[str, Any]:
+    return {"board": board.name, "entries": len(board.entries), "left_out": dict(sorted(board.left_out.items()))}
+
+
+def _left_out(board: Built) -> str:
+    reasons = ", ".join(f"{count} with {rule}" for rule, count in sorted(board.left_out.items()))
+    return f"; left out: {reasons}" if reasons else ""
+
+
+def _print_unreadable(records: Records) -> None:
+    for path, problem in records.unreadable:
+        print(f"not read: {path}: {problem}")

@@ -1,0 +1,94 @@
+"""Boards on disk: `leaderboards/<board>/board.yaml` and the tables that its rules make of the records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from opdbench.errors import UserError, unknown
+from opdbench.report.entries import Entry, select
+from opdbench.report.runs import Run, Unreadable, read_records
+from opdbench.report.tables import render
+from opdbench.schema.board import RULES, Board, read_board
+from opdbench.store import write_atomically
+
+
+class Built(NamedTuple):
+    """A board as the records give it."""
+
+    name: str
+    folder: Path
+    board: Board
+    entries: Sequence[Entry]
+    files: Mapping[str, str]  # content by file name
+    left_out: Counter[str]  # runs of its task by the rule that they break
+
+
+class Records(NamedTuple):
+    runs: Sequence[Run]
+    unreadable: Sequence[Unreadable]
+
+
+def names(leaderboards: Path) -> list[str]:
+    """Boards in a folder: its subfolders that hold rules."""
+    return sorted(path.parent.name for path in leaderboards.glob(f"*/{RULES}"))
+
+
+def folder_of(leaderboards: Path, name: str) -> Path:
+    """
+    Raises:
+        UserError: there is no such board (names the nearest).
+    """
+    valid = names(leaderboards)
+    if name not in valid:
+        raise unknown("board", name, valid, see="opdbench board list") if valid else UserError(
+            f"there are no boards in {leaderboards}", "name their folder with --leaderboards DIR")
+    return leaderboards / name
+
+
+def build(leaderboards: Path, name: str, records: Records) -> Built:
+    """What a board's files should be; writes nothing."""
+    folder = folder_of(leaderboards, name)
+    board = read_board(folder)
+    entries, left_out = select(board, records.runs)
+    return Built(name, folder, board, entries, render(board, entries, f"opdbench board build {name}"), left_out)
+
+
+def read(results: Path) -> Records:
+    return Records(*read_records(results))
+
+
+def write(built: Built) -> list[str]:
+    """Write the files that are not yet what they should be, and name them."""
+    changed = differing(built)
+    for file in changed:
+        write_atomically(built.folder / file, built.files[file].encode())
+    return changed
+
+
+def differing(built: Built) -> list[str]:
+    """The files on disk that are not what the records give."""
+    return [file for file, content in built.files.items() if _read(built.folder / file) != content.encode()]
+
+
+def first_difference(built: Built, file: str) -> str:
+    """Where a file on disk leaves what the records give, in one sentence."""
+    there = _read(built.folder / file)
+    if there is None:
+        return f"{built.folder / file} is missing"
+    lines, wanted = there.decode(errors="replace").split("\n"), built.files[file].split("\n")
+    number = next((index for index, pair in enumerate(zip(lines, wanted, strict=False)) if pair[0] != pair[1]),
+                  min(len(lines), len(wanted)))
+    said, says = ("nothing" if number >= len(text) else repr(text[number][:160]) for text in (lines, wanted))
+    return f"{built.folder / file}, line {number + 1}: committed {said}, from the records {says}"
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -1,0 +1,254 @@
+"""From the runs that a board's rules admit to its entries: who scores what, at which cost, and who ties with whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opdbench import stats
+from opdbench.errors import UserError
+from opdbench.report.runs import Run, Setting, Study, by_setting, changed, study, with_outcomes
+from opdbench.schema.board import Board
+from opdbench.schema.spec import ModelRef, Recipe
+from opdbench.stats import Estimate, Interval
+
+Array = NDArray[np.float64]
+COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
+
+
+class Failure(NamedTuple):
+    """A run that has no score, and why."""
+
+    method: str
+    seed: int
+    status: str
+    reason: str
+
+
+class Gap(NamedTuple):
+    """Gap recovered: its estimate, and the matrix [S, E] whose mean it is (`stats.gap_recovered`)."""
+
+    estimate: Estimate
+    value_se: Array
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a board: a method in one setting."""
+
+    setting: Setting
+    changed: Mapping[str, Any]  # settings that are not the task's or the method's defaults
+    study: Study | None  # None: no run completed
+    scores: Mapping[tuple[str, str], Interval]  # by phase and mode
+    gaps: Mapping[str, Gap]  # by mode, and "mean"; without those that cannot be measured
+    costs: Mapping[str, float]  # means over the completed seeds
+    facts: Mapping[str, tuple[str, ...]]  # hardware, commits and dates of the completed runs
+    failures: tuple[Failure, ...]
+    ranked_gap: Gap | None = None  # the one that the board ranks by; None: not ranked
+    rank: int | None = None  # 1 + the number of entries that are significantly better
+    tie: str = ""  # letters: entries that share one cannot be told apart
+    detectable: float | None = None  # smallest difference to the best entry that was likely to be found
+    underpowered: bool = False
+
+    @property
+    def method(self) -> str:
+        return self.setting.method
+
+    @property
+    def seeds(self) -> int:
+        return len(self.study.seeds) if self.study else 0
+
+
+class Selection(NamedTuple):
+    """What the rules make of a folder of records."""
+
+    entries: list[Entry]  # best first; those without a rank last
+    left_out: Counter[str]  # runs of the same task by the rule that they break
+
+
+def select(board: Board, runs: Iterable[Run]) -> Selection:
+    """The entries of a board over one task.
+
+    Raises:
+        UserError: a method of a closed board has several settings, or the admitted runs cannot be compared.
+    """
+    admitted, left_out = [], Counter[str]()
+    for run in runs:
+        if run.record.recipe.task != board.task:
+            continue
+        if (broken := broken_rule(board, run)) is None:
+            admitted.append(with_outcomes(run))
+        else:
+            left_out[broken] += 1
+    groups = by_setting(admitted)
+    if board.division == "closed":
+        _check_one_setting(groups)
+    entries = [_entry(setting, group) for setting, group in groups.items()]
+    _check_same_problems(admitted)
+    return Selection(ranked(board, entries), left_out)
+
+
+def broken_rule(board: Board, run: Run) -> str | None:
+    """The first rule that a run of the board's task breaks, in words; None when it belongs on the board."""
+    recipe = run.record.recipe
+    parameters = {name: value for name, value in board.task_params.items() if recipe.task_params.get(name) != value}
+    checks = (
+        ("another budget", recipe.budget.limits() not in board.budgets),
+        ("another teacher", not _is_model(board.teacher, recipe.teacher)),
+        ("another student", not _is_model(board.student, recipe.student)),
+        (f"another value of the task's {', '.join(parameters)}", bool(parameters)),
+        ("another number of test examples", recipe.evaluation.examples != board.examples),
+        (f"another setting of {recipe.method}", not _has(recipe, board.settings.get(recipe.method, {}))),
+    )
+    return next((rule for rule, broken in checks if broken), None)
+
+
+def ranked(board: Board, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with ranks and ties, by gap recovered; those with too few seeds or no gap come behind the others."""
+    eligible = [replace(entry, ranked_gap=entry.gaps[board.rank_by]) for entry in entries
+                if entry.seeds >= board.min_seeds and board.rank_by in entry.gaps]
+    # Equal gaps keep one order: by name, then by setting.
+    eligible.sort(key=lambda entry: (-round(_gap(entry).estimate.mean, 9), entry.setting))
+    names = {entry.setting for entry in eligible}
+    rest = sorted((entry for entry in entries if entry.setting not in names), key=lambda entry: entry.setting)
+    return [*_with_ties(board, eligible), *rest]
+
+
+def difference(first: Entry, second: Entry, mode: str) -> Estimate | None:
+    """First minus second in gap recovered, paired over the seeds and examples that both have; None when fewer than two
+    seeds are common.
+
+    Raises:
+        UserError: they were tested on different examples.
+    """
+    gaps, studies = (first.gaps.get(mode), second.gaps.get(mode)), (first.study, second.study)
+    if gaps[0] is None or gaps[1] is None or studies[0] is None or studies[1] is None:
+        return None
+    return difference_of(studies[0], gaps[0].value_se, studies[1], gaps[1].value_se)
+
+
+def difference_of(first: Study, first_se: Array, second: Study, second_se: Array) -> Estimate | None:
+    """The mean of the differences over common seeds; None when there are fewer than two."""
+    if first.example_e != second.example_e:
+        raise UserError("the two were not tested on the same examples", "compare runs of one version of the task")
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if len(common) < 2:
+        return None
+    index = ([first.seeds.index(seed) for seed in common], [second.seeds.index(seed) for seed in common])
+    # Rounded, since a difference of equal numbers must be none at all.
+    difference_se = np.round(first_se[index[0]] - second_se[index[1]], 12)
+    return (stats.crossed if first.shared else stats.fresh)(difference_se)
+
+
+def _with_ties(board: Board, entries: list[Entry]) -> list[Entry]:
+    """Ranks, tie letters and power, from all pairs of entries; the p-values are Holm's over the board."""
+    pairs = [(i, j) for i in range(len(entries)) for j in range(i + 1, len(entries))]
+    found = {pair: difference(entries[pair[0]], entries[pair[1]], board.rank_by) for pair in pairs}
+    adjusted = stats.holm([1.0 if estimate is None else estimate.p_value() for estimate in found.values()])
+    differ = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < board.alpha}
+    ties = stats.letters(len(entries), differ)
+    placed = []
+    for index, entry in enumerate(entries):
+        to_best = found.get((0, index))
+        detectable = None if to_best is None else stats.detectable(to_best, board.alpha)
+        unresolved = index > 0 and (0, index) not in differ
+        placed.append(replace(
+            entry, rank=1 + sum(pair[1] == index for pair in differ), tie=ties[index], detectable=detectable,
+            underpowered=unresolved and (detectable is None or detectable > board.smallest_effect)))
+    return placed
+
+
+def _gap(entry: Entry) -> Gap:
+    assert entry.ranked_gap is not None
+    return entry.ranked_gap
+
+
+def _entry(setting: Setting, runs: Sequence[Run]) -> Entry:
+    table, usable = study(runs), [run for run in runs if run.usable]
+    return Entry(
+        setting=setting, changed=changed(runs[0].record), study=table,
+        scores={} if table is None else {key: stats.mean_score(score_se, shared=table.shared)
+                                         for key, score_se in table.score_se.items()},
+        gaps={} if table is None else gaps(table),
+        costs={name: fmean(run.record.ledger[name] for run in usable) for name in COSTS if usable},
+        facts=_facts(usable),
+        failures=tuple(Failure(run.record.recipe.method, run.seed, *_failed(run)) for run in runs if not run.usable))
+
+
+def gaps(table: Study) -> dict[str, Gap]:
+    """Gap recovered by mode, and their mean when every mode has one."""
+    found: dict[str, Gap] = {}
+    for mode in table.modes:
+        phases = [table.score_se.get((phase, mode)) for phase in ("before", "teacher", "after")]
+        try:
+            if phases[0] is not None and phases[1] is not None and phases[2] is not None:
+                found[mode] = Gap(*stats.gap_recovered(phases[0], phases[1], phases[2], shared=table.shared))
+        except ValueError:
+            continue  # not measurable: the teacher is not better
+    if found and found.keys() == set(table.modes):
+        value_se = np.mean([gap.value_se for gap in found.values()], axis=0)
+        found["mean"] = Gap((stats.crossed if table.shared else stats.fresh)(value_se), value_se)
+    return found
+
+
+def _failed(run: Run) -> tuple[str, str]:
+    if run.problem is not None:
+        return "refused", run.problem
+    return run.record.status, run.record.reason or ("it is under way, or was killed" if run.record.status == "started"
+                                                    else "")
+
+
+def _facts(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
+    def distinct(values: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(set(values)))
+
+    return {
+        "hardware": distinct(_hardware(run) for run in runs),
+        "commit": distinct(_commit(run.record.provenance) for run in runs),
+        "date": distinct((run.record.times.finished or "")[:10] for run in runs),
+    }
+
+
+def _hardware(run: Run) -> str:
+    machine = run.record.hardware
+    if run.record.execution.device == "cpu":
+        return f"{machine.get('cpu')}, {machine.get('cores')} cores"
+    return ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus", []))
+
+
+def _commit(provenance: Mapping[str, Any]) -> str:
+    return f"{(provenance.get('commit') or 'unknown')[:9]}{'+' if provenance.get('dirty') else ''}"
+
+
+def _is_model(wanted: str | None, model: ModelRef | None) -> bool:
+    if wanted is None or model is None:
+        return wanted is None
+    return model.reference == wanted or (len(wanted) >= 12 and model.sha256.startswith(wanted))
+
+
+def _has(recipe: Recipe, wanted: Mapping[str, Any]) -> bool:
+    values = {**recipe.evaluation.model_dump(), **recipe.training.model_dump(), **recipe.params}
+    return all(name in values and values[name] == value for name, value in wanted.items())
+
+
+def _check_one_setting(groups: Iterable[Setting]) -> None:
+    counts = Counter(setting.method for setting in groups)
+    several = [method for method, count in counts.items() if count > 1]
+    if several:
+        raise UserError(
+            f"a closed board takes one setting for each method, and there are records of {counts[several[0]]} settings "
+            f"of {several[0]}",
+            f"say which counts, with `settings: {{{several[0]}: {{lr: ...}}}}` in board.yaml, or make the board open")
+
+
+def _check_same_problems(runs: Sequence[Run]) -> None:
+    versions = {run.record.recipe.task_sha256 for run in runs if run.usable}
+    if len(versions) > 1:
+        raise UserError(f"the records of {runs[0].record.recipe.task} were made with {len(versions)} versions of its "
+                        "problems", "run the older ones again")

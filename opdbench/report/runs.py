@@ -1,0 +1,235 @@
+"""Records read back: raw outcomes as arrays over seeds x examples, and nothing that they do not confirm.
+
+A run whose record and outcomes disagree keeps its place, with the problem in words, and never a score. Everything read
+here may come from a stranger: JSON only, file names from a fixed list, and every number checked to be one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opdbench.errors import UserError
+from opdbench.schema.record import Phase, Record, Score
+from opdbench.scores import Outcome, scores
+from opdbench.store import RECORD, read_outcomes, read_record
+
+Array = NDArray[np.float64]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its record, its outcomes by phase, and why none of its scores may be used, if so."""
+
+    path: Path
+    record: Record
+    outcomes: Mapping[Phase, Sequence[Outcome]] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def seed(self) -> int:
+        return self.record.recipe.seed
+
+    @property
+    def usable(self) -> bool:
+        return self.record.status == "completed" and self.problem is None
+
+
+class Setting(NamedTuple):
+    """What runs must share to be repetitions of each other: the recipe but for its seed."""
+
+    task: str
+    method: str
+    digest: str  # first 8 digits of the sha256 of everything else
+
+
+class Unreadable(NamedTuple):
+    path: Path
+    problem: str
+
+
+class Study(NamedTuple):
+    """The completed runs of one setting. All matrices have the same seeds and, by mode, the same examples."""
+
+    seeds: tuple[int, ...]
+    shared: bool  # whether every seed was tested on the same examples; episodes are each seed's own
+    example_e: tuple[str, ...]
+    score_se: Mapping[tuple[Phase, str], Array]  # by phase and mode
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(mode for phase, mode in self.score_se if phase == "after")
+
+
+def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
+    """Every record below a results folder, or of one run's folder, in the order of their paths; outcomes not read.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not results.is_dir():
+        raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
+    runs, unreadable = [], []
+    for path in sorted(results.rglob(RECORD)):
+        try:
+            runs.append(Run(path.parent, read_record(path), problem=_recipe_problem(path)))
+        except (UserError, ValueError, RecursionError) as error:
+            unreadable.append(Unreadable(path, getattr(error, "problem", str(error))))
+    return runs, unreadable
+
+
+def with_outcomes(run: Run) -> Run:
+    """The run with its raw outcomes, once its scores are recomputed and found to be what the record says."""
+    if not run.usable:
+        return run
+    try:
+        outcomes = {phase: _outcomes(run, phase) for phase in PHASES if getattr(run.record, phase)}
+    except UserError as error:
+        return Run(run.path, run.record, problem=error.problem)
+    return Run(run.path, run.record, outcomes)
+
+
+def setting_of(record: Record) -> Setting:
+    """Which setting a run belongs to. Fresh networks count by their shape, since their weights are the seed's."""
+    # Without defaults: a setting that a later version adds leaves earlier runs what they were.
+    content = record.recipe.model_dump(mode="json", exclude={"seed"}, exclude_defaults=True)
+    for role in ("teacher", "student"):
+        model = content[role]
+        if model is not None:
+            content[role] = model["reference"] if model["reference"].startswith(FRESH) else model["sha256"]
+    return Setting(record.recipe.task, record.recipe.method, _digest(content)[:8])
+
+
+def by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
+    """Runs of equal settings together, each in the order of its seeds."""
+    groups: dict[Setting, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.path)):
+        groups.setdefault(setting_of(run.record), []).append(run)
+    return dict(sorted(groups.items()))
+
+
+def changed(record: Record) -> dict[str, Any]:
+    """The settings that were asked for in place of defaults (by `--set` or `--preset`), by the key to set them with."""
+    sections = {"method": record.recipe.params, "task": record.recipe.task_params,
+                "training": record.recipe.training.model_dump(), "evaluation": record.recipe.evaluation.model_dump()}
+    asked = [key.partition(".") for key, origin in sorted(record.origins.items())
+             if origin == "user" or origin.startswith("preset ")]
+    return {name: sections[section][name] for section, _, name in asked if name in sections.get(section, {})}
+
+
+def study(runs: Sequence[Run]) -> Study | None:
+    """The usable runs of one setting as arrays; None when there is none.
+
+    Raises:
+        UserError: they were tested on different examples, or a seed is there twice.
+    """
+    usable = [run for run in runs if run.usable]
+    if not usable:
+        return None
+    seeds = tuple(run.seed for run in usable)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"two records of one run: {usable[0].path.parent} and others hold a seed twice",
+                        "keep one of the two folders")
+    tables = [_table(run) for run in usable]
+    examples = [_examples(table, run.path) for table, run in zip(tables, usable, strict=True)]
+    if any(table.keys() != tables[0].keys() for table in tables) or len(set(examples)) > 1:
+        raise UserError(f"the runs beside {usable[0].path} were not tested on the same examples",
+                        "run them again with one version of the task")
+    _check_means(usable, tables)
+    score_se = {key: np.array([[table[key][name] for name in examples[0]] for table in tables]) for key in tables[0]}
+    shared = all(outcome.output is not None for outcome in usable[0].outcomes["after"])
+    return Study(seeds, shared, examples[0], score_se)
+
+
+def _table(run: Run) -> dict[tuple[Phase, str], dict[str, float]]:
+    """Score by phase and mode, then by example; the mean where an example was sampled several times."""
+    table: dict[tuple[Phase, str], dict[str, list[float]]] = {}
+    for phase, outcomes in run.outcomes.items():
+        for outcome in outcomes:
+            table.setdefault((phase, outcome.mode), {}).setdefault(outcome.id, []).append(outcome.score)
+    return {key: {name: fmean(samples) for name, samples in examples.items()} for key, examples in table.items()}
+
+
+def _check_means(runs: Sequence[Run], tables: Sequence[Mapping[tuple[Phase, str], Mapping[str, float]]]) -> None:
+    """Intervals over examples are for scores that are means over them, which a corpus's BLEU is not."""
+    for run, table in zip(runs, tables, strict=True):
+        for (phase, mode), score in table.items():
+            stated: Score = getattr(run.record, phase)[mode]
+            if not math.isclose(stated.mean, fmean(score.values()), rel_tol=1e-9, abs_tol=1e-12):
+                raise UserError(f"{stated.metric} of {run.record.recipe.task} is no mean over examples, so it has no "
+                                "interval over seeds and examples", "compare by a metric that is one")
+
+
+def _examples(table: Mapping[tuple[Phase, str], Mapping[str, float]], path: Path) -> tuple[str, ...]:
+    """The ids that every phase and mode was tested on."""
+    names = {tuple(scores) for scores in table.values()}
+    if len(names) != 1:
+        raise UserError(f"{path} was not tested on the same examples in every phase and mode",
+                        "run it again, with --fresh")
+    return names.pop()
+
+
+def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
+    """One phase's outcomes.
+
+    Raises:
+        UserError: they are missing, altered, malformed, or do not make the scores that the record states.
+    """
+    stated: dict[str, Score] = getattr(run.record, phase)
+    file = run.record.outcomes.get(phase)
+    if file is None or file.file != f"{phase}.jsonl.gz":
+        raise UserError(f"the scores {phase} have no raw outcomes beside them")
+    try:
+        found = [_outcome(line) for line in read_outcomes(run.path, file)]
+        recomputed = scores(found, next(iter(stated.values())).metric)
+    except (ValueError, TypeError, KeyError, EOFError, OverflowError, zlib.error, OSError, RecursionError):
+        raise UserError(f"the raw outcomes {phase} are no outcomes") from None
+    for mode in stated.keys() | recomputed.keys():
+        if not _equal(stated.get(mode), recomputed.get(mode)):
+            raise UserError(f"the raw outcomes {phase} do not make the {mode} score that the record states")
+    return found
+
+
+def _outcome(content: Mapping[str, Any]) -> Outcome:
+    outcome = Outcome(**content)
+    texts = isinstance(outcome.id, str) and isinstance(outcome.mode, str)
+    if not texts or isinstance(outcome.score, bool) or not math.isfinite(outcome.score):
+        raise ValueError("an outcome's id, mode or score is none")
+    return outcome._replace(score=float(outcome.score))
+
+
+def _equal(stated: Score | None, recomputed: Score | None) -> bool:
+    """Equal up to the rounding of another machine's arithmetic."""
+    if stated is None or recomputed is None or stated.n != recomputed.n:
+        return False
+    return all(math.isclose(getattr(stated, name), getattr(recomputed, name), rel_tol=1e-9, abs_tol=1e-12)
+               for name in ("mean", "low", "high", "length", "truncated"))
+
+
+def _recipe_problem(path: Path) -> str | None:
+    """Whether the recipe, as it is written, is the one that names the run; later versions may add settings to it."""
+    content = json.loads(path.read_bytes())
+    recipe = content["recipe"]
+    for role in ("teacher", "student"):
+        if recipe[role] is not None:
+            recipe[role] = recipe[role]["sha256"]
+    digest = _digest(recipe)
+    if digest != content["recipe_sha256"] or digest[:12] != content["id"]:
+        return "the recipe is not the one that the record's checksum names"
+    return None
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

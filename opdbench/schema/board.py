@@ -1,0 +1,71 @@
+"""The rules of a leaderboard, as data: `leaderboards/<board>/board.yaml`. The tables beside it are made by these rules
+from the records and from nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, ValidationError
+
+from opdbench.errors import UserError, nearest
+from opdbench.schema.spec import Frozen
+
+RULES = "board.yaml"
+
+
+class Board(Frozen):
+    """Which runs a board compares, and how."""
+
+    title: str = Field(min_length=1, description="what the board is called")
+    about: str = Field("", description="one or two sentences under the title")
+    division: Literal["closed", "open"] = Field(
+        "closed", description="closed: one setting for each method; open: every setting is an entry of its own")
+    task: str = Field(pattern=r"^[^@\s]+@[0-9]+$", description="name@version")
+    task_params: dict[str, Any] = Field(
+        default_factory=dict, description="values that the task's parameters must have; the others may have any")
+    examples: int | None = Field(None, gt=0, description="test problems or episodes; None is the task's own number")
+    teacher: str | None = Field(None, description="reference, or sha256 (at least its first 12 digits)")
+    student: str | None = Field(None, description="the starting student, likewise")
+    budget: dict[str, PositiveFloat] | tuple[dict[str, PositiveFloat], ...] = Field(
+        min_length=1, description="axis and amount, such as {steps: 60}; or a list, of which any will do")
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by method, values that its settings must have, such as {gkd: {lr: 0.002}}; "
+        "for a closed board with records of several")
+    rank_by: Literal["greedy", "sampled", "mean"] = Field(
+        "mean", description="the gap recovered that sorts the board; mean is over both modes")
+    min_seeds: int = Field(5, ge=2, description="fewer are shown and not ranked")
+    alpha: float = Field(0.05, gt=0, lt=1, description="error of all of the board's comparisons together (Holm)")
+    smallest_effect: PositiveFloat = Field(
+        0.1, description="gap recovered; a tie that could not have shown so large a difference is underpowered")
+
+    @property
+    def budgets(self) -> tuple[dict[str, float], ...]:
+        return (self.budget,) if isinstance(self.budget, dict) else self.budget
+
+
+def read_board(folder: Path) -> Board:
+    """The rules in `folder`.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (names the nearest), or a value that is none.
+    """
+    path = folder / RULES
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Board.model_validate(content)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", "opdbench board list") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        raise UserError(f"{path} is not YAML that can be read") from None
+    except ValidationError as error:
+        raise _invalid(path, error) from None
+
+
+def _invalid(path: Path, error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{path}: unknown key {place!r}", nearest(place, Board.model_fields))
+    return UserError(f"{path}: {place or 'the file'}: {first['msg']}", "correct it; README says what the keys mean")

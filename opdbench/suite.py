@@ -1,0 +1,144 @@
+"""Many runs: every method of a suite on every task of it, each with a setting chosen on validation first.
+
+Each run is the command that a user would type, in a process of its own. Runs are idempotent, so a suite can be stopped
+and started at any time: what is finished is not run again, what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opdbench.schema.suite import Suite
+from opdbench.store import read_record, write_atomically
+
+Say = Callable[[str], None]
+
+
+class Job(NamedTuple):
+    """One run of a suite."""
+
+    task: str
+    arm: str
+    value: float | None  # of the tuned setting
+    seed: int
+    command: tuple[str, ...]  # what a user would type after `opdbench`
+
+    @property
+    def title(self) -> str:
+        return f"{self.arm} on {self.task}{'' if self.value is None else f' at {self.value:g}'}, seed {self.seed}"
+
+
+class Done(NamedTuple):
+    """How a job ended."""
+
+    job: Job
+    record: Path | None  # None: it left none
+    status: str
+    reason: str | None
+    seconds: float
+
+
+class Choice(NamedTuple):
+    """The setting that a method got on a task, and what each value of the grid scored on validation."""
+
+    value: float
+    scores: dict[str, float | None]  # by value; None: that run failed
+
+
+def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs: int, known: dict[str, Any],
+         say: Say) -> dict[tuple[str, str], Choice]:
+    """The best value of the tuned setting for each (task, arm): the highest greedy validation score when the budget is
+    spent; the smaller value where two are equal. What `known` (an earlier `choices_as_json`) has is not run again."""
+    assert suite.tune is not None
+    grid = suite.tune.values
+    found = {place: choice for place in places if (choice := _known(known, place, grid)) is not None}
+    extra = ("evaluation.examples=2", "evaluation.sampled=false", "evaluation.curve_points=1",
+             f"evaluation.curve_examples={suite.tune.examples}")
+    wanted = [job(suite, task, arm, suite.tune.seed, value, results, extra)
+              for task, arm in places if (task, arm) not in found for value in grid]
+    scores: dict[tuple[str, str], dict[str, float | None]] = {}
+    for done in run_all(wanted, jobs=jobs, say=say):
+        score = None
+        if done.status == "completed" and done.record is not None:
+            score = float(read_record(done.record).validation[-1]["score"])
+        scores.setdefault((done.job.task, done.job.arm), {})[f"{done.job.value:g}"] = score
+    for place, by_value in scores.items():
+        ordered = {f"{value:g}": by_value.get(f"{value:g}") for value in grid}
+        scored = [(score, -value) for value in grid if (score := ordered[f"{value:g}"]) is not None]
+        if scored:
+            found[place] = Choice(-max(scored)[1], ordered)
+    return found
+
+
+def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, results: Path,
+        extra: Iterable[str] = ()) -> Job:
+    """The command line of one run."""
+    arm, where = suite.arms[arm_name], suite.tasks[task]
+    words = ["run", "--method", arm.method, "--task", task, "--seed", str(seed), "--budget", where.budget]
+    for flag, given in (("--preset", arm.preset), ("--teacher", arm.teacher or where.teacher),
+                        ("--student", where.student)):
+        words += [flag, given] if given is not None else []
+    tuned = [f"{suite.tune.key}={value:g}"] if suite.tune is not None and value is not None else []
+    for setting in [*where.set, *arm.set, *tuned, *extra]:
+        words += ["--set", setting]
+    return Job(task, arm_name, value, seed, (*words, "--results", str(results)))
+
+
+def run_all(wanted: Sequence[Job], *, jobs: int, say: Say) -> list[Done]:
+    """Run them, `jobs` at a time; a failed one stops no other."""
+    ended: list[Done] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(_run, one, threads=max(1, (os.cpu_count() or 1) // jobs)) for one in wanted]
+        try:
+            for future in as_completed(futures):
+                done = future.result()
+                ended.append(done)
+                what = done.status if done.reason is None else f"{done.status}: {done.reason}"
+                say(f"[{len(ended)}/{len(wanted)}] {done.job.title}: {what} ({done.seconds:.0f} s)")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return ended
+
+
+def _run(one: Job, *, threads: int) -> Done:
+    began = time.perf_counter()
+    # Threads are how it is computed, so they are no part of the recipe; more of them than cores would only wait.
+    words = [sys.executable, "-m", "opdbench", *one.command, "--set", f"threads={threads}", "--json"]
+    ended = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    seconds = time.perf_counter() - began
+    try:
+        shown = json.loads(ended.stdout)
+        return Done(one, Path(shown["record"]), shown["status"], shown.get("reason"), seconds)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        lines = ended.stderr.splitlines() or ["no output"]
+        said = [line for line in lines if line.startswith("opdbench:")] or lines
+        return Done(one, None, "error", said[-1].removeprefix("opdbench: "), seconds)
+
+
+def choices_as_json(suite: Suite, choices: dict[tuple[str, str], Choice]) -> dict[str, Any]:
+    assert suite.tune is not None
+    return {"key": suite.tune.key, "grid": suite.tune.values, "seed": suite.tune.seed,
+            "validation_examples": suite.tune.examples,
+            "choices": {f"{task}/{arm}": {"value": choice.value, "scores": choice.scores}
+                        for (task, arm), choice in sorted(choices.items())}}
+
+
+def save_choices(path: Path, suite: Suite, choices: dict[tuple[str, str], Choice]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(choices_as_json(suite, choices), indent=1) + "\n").encode())
+
+
+def _known(known: dict[str, Any], place: tuple[str, str], grid: Sequence[float]) -> Choice | None:
+    entry = known.get("choices", {}).get("/".join(place))
+    if entry is None or list(entry["scores"]) != [f"{value:g}" for value in grid]:
+        return None
+    return Choice(entry["value"], entry["scores"])
