@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--divergences", nargs="+", choices=DIVERGENCES, default=DIVERGENCES)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--logit-chunk", type=int, help="logits that opdbench holds at one time; as a run does by default")
+    parser.add_argument("--logit-chunk", type=int, help="logits that opdbench holds at one time; a run's by default")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each side")
     return parser
 

@@ -108,6 +108,9 @@ def _one(reference: str, task: Task, student: ModelRef) -> Named:
             raise UserError(f"--teacher {reference} needs a decay between 0 and 1",
                             "--teacher ema:0.99, or --teacher student for a copy that never moves")
         return Named(ModelRef(reference=reference, sha256=_sha256(f"ema:{decay!r} {student.sha256}")), Copy(decay))
+    if kind in ("http", "https"):
+        raise UserError(f"--teacher: {reference} is a server, which cannot be part of a mix or a route",
+                        "pass that server alone, or name models whose weights are here")
     if kind in ("mix", "route"):
         raise UserError(f"--teacher: {reference} stands inside another mix or route, which cannot be nested",
                         "name single models inside")

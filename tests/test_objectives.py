@@ -347,7 +347,7 @@ def test_l7_the_skew_bounds_the_gradients_ratio_of_teacher_to_mixture() -> None:
 @pytest.mark.parametrize("method", [Case(GKD, {}, {}), Case(OPD, {"estimator": "sampled"}, {}), Case(SFT, {}, {})],
                          ids=lambda case: case.cls.name)
 def test_every_step_logs_what_a_collapse_shows_in(method: Case) -> None:
-    """Trap: long runs collapse unseen. Distances both ways, entropies, lengths, truncation, agreement, share of data."""
+    """Trap: long runs collapse unseen. Distances both ways, entropies, lengths, truncation, agreement, who wrote."""
     figures = Trainer(make(method.cls, **method.params), context(small_language())).step()
     watched = {"loss", "forward_kl", "reverse_kl", "entropy", "teacher_entropy", "agreement", "length", "truncated",
                "reward", "student_share"}

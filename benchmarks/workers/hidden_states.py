@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from opdbench import output_layer
@@ -44,13 +45,7 @@ class Table(Policy):
         return 2.0 * n_states * self.weight.numel()
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError("nothing is kept of a benchmark")
-
-
-class HiddenStates(EnumerableWorld):
-    """Only what one update asks of a world; nothing is sampled."""
-
-    domain: Literal["lm", "rl"] = "lm"
+        save_file(self.state_dict(), folder / "model.safetensors")
 
 
 def make_trainer(problem: Problem, divergence: str, device: str, trajectories: int, **execution: Any
@@ -60,7 +55,8 @@ def make_trainer(problem: Problem, divergence: str, device: str, trajectories: i
     teacher = Table(problem.teacher_nh, problem.teacher_ah)
     method = GKD(GKD.Params(divergence=divergence))
     settings = Execution(device=device, micro_batch=trajectories, **execution)
-    ctx = Context(HiddenStates(student, teacher), Training(batch=trajectories, horizon=1), Budget(steps=1), settings,
+    # Of the world one update needs its two models and nothing else.
+    ctx = Context(EnumerableWorld(student, teacher), Training(batch=trajectories, horizon=1), Budget(steps=1), settings,
                   Ledger(), seed=0)
     rollouts = ctx.score(_visits(len(problem.student_nh), trajectories, device), Needs.FULL)
     return Trainer(method, ctx), rollouts, row_weights(rollouts, "token"), StepMeter()

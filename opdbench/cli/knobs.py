@@ -1,4 +1,4 @@
-"""What a method's parameters are called in other frameworks: `configs/knobs.yaml`, which is read when it is asked for."""
+"""What a method's parameters are called in other frameworks: `configs/knobs.yaml`, read when it is asked for."""
 
 from __future__ import annotations
 

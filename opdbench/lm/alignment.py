@@ -5,10 +5,10 @@ for a text that a model is to read (`read`); `align` groups two such readings of
 stretches that both sides cover with whole tokens. A character that is split over several tokens needs no care: only
 bytes count.
 
-Where a tokenizer changes what it reads (T5 and NeoX normalise Unicode, T5 swallows runs of white space and has one token
-for all that it does not know), its tokens still cover known stretches of the original, as the tokenizers library tracks
-them. They are aligned by those, and `Reading.spells` tells the pieces in which its tokens do not say what is written
-there: a probability of other text, which is compared with nothing.
+Where a tokenizer changes what it reads (T5, NeoX and Qwen normalise Unicode, T5 swallows runs of white space and has
+one token for all that it does not know), its tokens still cover known stretches of the original, as the tokenizers
+library tracks them. They are aligned by those, and `Reading.spells` tells the pieces in which its tokens do not say
+what is written there: theirs is a probability of other text, which is compared with nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Reading:
     def spells(self, tokens: range) -> bool:
         """Whether the tokens (at least one) say exactly what stands where they are."""
         spelled = [self.spelled[index] for index in tokens]
-        return bool(spelled) and all(part is not None for part in spelled) and b"".join(filter(None, spelled)) == self.span(tokens)
+        said = b"".join(filter(None, spelled))
+        return bool(spelled) and all(part is not None for part in spelled) and said == self.span(tokens)
 
 
 def align(left_end_of: Sequence[int], right_end_of: Sequence[int]) -> list[Piece]:
@@ -218,8 +219,8 @@ def _repaired(raw: bytes) -> tuple[bytes, list[int]]:
 def _tracked_ends(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     """The bytes at which tokens end, from the characters of the original that the tokenizer says they cover.
 
-    Characters that it dropped go to the token after them (white space before a word) or, at the end, to the last one. Of
-    tokens that share one character, the last one ends it.
+    Characters that it dropped go to the token after them (white space before a word) or, at the end, to the last one.
+    Of tokens that share one character, the last one ends it.
     """
     byte_of = [0]
     for character in text:

@@ -48,7 +48,7 @@ class Scores(NamedTuple):
 
     Attributes:
         logp_n: float32, of the token that is there.
-        topk_id_nk: int32, the most likely tokens, downwards; 0 where the server told fewer.
+        topk_id_nk: int32, the most likely tokens, downwards; 0 where one was not told.
         topk_logp_nk: float32, theirs; -inf there.
     """
 
@@ -139,9 +139,10 @@ def scores(sequence: Sequence[int], positions: Sequence[Position], top_k: int, i
         best = sorted(position.others, key=lambda pair: -pair[1])[:top_k]
         if sum(math.exp(logp) for _, logp in best) > 1 + ABOVE_ONE:
             raise Nonsense("the probabilities of one position add up to more than 1")
-        ids = [(token, logp) for name, logp in best if (token := id_of(name)) is not None and token < n_actions]
-        for column, (token, logp) in enumerate(ids):
-            topk_id_nk[row, column], topk_logp_nk[row, column] = token, logp
+        for column, (name, logp) in enumerate(best):
+            token = id_of(name)
+            if token is not None and token < n_actions:
+                topk_id_nk[row, column], topk_logp_nk[row, column] = token, logp
     logp_n = np.array([position.logp for position in positions], np.float32)
     return Scores(logp_n, topk_id_nk, topk_logp_nk)
 

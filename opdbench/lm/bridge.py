@@ -2,8 +2,8 @@
 
 `BridgedWorld` is a `LanguageWorld` in which each model keeps its tokenizer, its chat template and its vocabulary. What
 the student wrote is read by the teacher as it would cut that text itself, below the prompt as its own template renders
-it; what the teacher writes is read by the student likewise. `TextBridge` puts what the teacher says beside the student's
-tokens, piece by piece (opdbench.pieces; opdbench.lm.alignment finds the pieces).
+it; what the teacher writes is read by the student likewise. `TextBridge` puts what the teacher says beside the tokens
+of the student, piece by piece (opdbench.pieces; opdbench.lm.alignment finds the pieces).
 
 A piece is compared when the teacher's tokens spell its bytes, the student (or the data) chose all of it, and the
 teacher's context holds it. End tokens are matched with each other and with nothing else. What the student wrote and the
@@ -13,7 +13,7 @@ as such: left out, it would be a way around the teacher, which on-policy trainin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,14 +28,15 @@ from opdbench.lm.world import LanguageWorld
 from opdbench.oracle import Oracle
 from opdbench.pieces import (
     IMPOSSIBLE,
+    OPEN_PREFIX,
     PIECE_HEAD,
-    PIECE_SINGLE,
     PIECE_START,
+    SINCE_HEAD,
     TEACHER_REST_LOGP,
     TEACHER_TOKEN,
     Head,
     Scored,
-    Shared,
+    Vocabularies,
 )
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
@@ -61,6 +62,7 @@ class _Text(NamedTuple):
     tokens: list[int]  # the teacher's, the prompt's among them
     prompt: int  # how many those are
     pieces: list[_Compared]
+    prefixes: list[tuple[int, int, int]]  # step, number of the prefix that stands before it, steps since its head
 
 
 class TextBridge:
@@ -77,7 +79,7 @@ class TextBridge:
         self.student, self.teacher = Speller(student.tokenizer), Speller(teacher.tokenizer)
         self.eos_ids, self.teacher_batch = eos_ids, teacher_batch
         self._policy, self._problems, self._prompts = teacher, problems, prompts
-        self.shared = _shared(self.student, student, self.teacher, teacher)
+        self.vocabularies, self._prefixes = correspond(self.student, student, self.teacher, teacher)
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts, head: Head) -> Scored:
@@ -92,7 +94,7 @@ class TextBridge:
             speaker = self._policy.on(problems[part.start:part.stop])
             self._score_part(texts, part, head, columns, speaker)
         return Scored(rollouts.with_columns(per_step=columns), sum(len(text.tokens) - text.prompt for text in texts),
-                      torch.tensor([len(text.tokens) - 1 for text in texts]))
+                      torch.tensor([len(text.tokens) for text in texts]))
 
     def translate(self, completion: Completion, eos_ids: frozenset[int], horizon: int) -> Completion:
         """What the teacher wrote, in the student's tokens; cut at `horizon`. `eos_ids` are the teacher's. How likely
@@ -116,7 +118,7 @@ class TextBridge:
         reading = self.teacher.read(written.text.decode())
         n_written, n_read = len(written.ids), len(reading.ids)
         tokens = [*prompt, *reading.ids, *([self.teacher.tokenizer.eos_id] if closed else [])]
-        tokens = tokens[:self._policy.context_length + 1]
+        tokens = tokens[:self._policy.context_length]
         if head == "position":
             pieces = [_Compared(range(index, index + 1), range(index, index + 1)) for index in
                       range(min(n_written, n_read) + (closed and n_written == n_read))]
@@ -125,23 +127,38 @@ class TextBridge:
             if closed:
                 pieces.append(_Compared(range(n_written, n_written + 1), range(n_read, n_read + 1)))
         n_heard = len(tokens) - len(prompt)
-        return _Text(first, tokens, len(prompt), [
-            piece for piece in pieces if piece.right.stop <= n_heard
-            and all(completion.sources[index] != Source.NOBODY for index in piece.left)])
+        pieces = [piece for piece in pieces if piece.right.stop <= n_heard
+                  and all(completion.sources[index] != Source.NOBODY for index in piece.left)]
+        prefixes = [(first + index, number, index - piece.left.start) for piece in pieces
+                    for index, number in self._open(written, piece)
+                    if index < len(completion.tokens) and completion.sources[index] != Source.NOBODY]
+        return _Text(first, tokens, len(prompt), pieces, prefixes if head == "first" else [])
+
+    def _open(self, written: Reading, piece: _Compared) -> Iterator[tuple[int, int]]:
+        """Where, in and after a piece that is one token of the teacher's, longer ones go on from what stands there:
+        the student's position, and the number of the prefix before it."""
+        if piece.possible and len(piece.right) == 1:
+            text = b""
+            for index in piece.left:
+                text += (written.spelled[index] or b"") if index < len(written.spelled) else b""
+                if text in self._prefixes:
+                    yield index + 1, self._prefixes[text]
 
     def _score_part(self, texts: Sequence[_Text], part: range, head: Head, columns: dict[str, Tensor],
                     speaker: Speaker) -> None:
         """Fill in what the teacher says about the trajectories in `part`."""
-        input_bt, length_b = pad_right([texts[index].tokens[:-1] for index in part], self._policy.device)
+        input_bt, length_b = pad_right([texts[index].tokens for index in part], self._policy.device)
         features_bth = speaker.features(input_bt, length_b)
         heads, rests = _Places(), _Places()
         for row, index in enumerate(part):
             text = texts[index]
             for piece in text.pieces:
                 step = text.first + _head(piece.left, head)
+                at = _head(piece.right, head)
+                heads.add(index, step, row, text.prompt - 1 + at, max(_token(text, at), 0))
                 for number in piece.right if piece.possible else ():
-                    place = heads if number == _head(piece.right, head) else rests
-                    place.add(index, step, row, text.prompt - 1 + number, text.tokens[text.prompt + number])
+                    if number != at:
+                        rests.add(index, step, row, text.prompt - 1 + number, _token(text, number))
         if TEACHER_FEATURES not in columns:
             columns[TEACHER_FEATURES] = features_bth.new_zeros(*columns[PIECE_HEAD].shape, features_bth.shape[-1])
         if heads.where:
@@ -230,46 +247,98 @@ def _closed(completion: Completion, eos_ids: frozenset[int]) -> bool:
 def _same_text(written: Reading, reading: Reading) -> Iterator[_Compared]:
     """The pieces that can be compared; special tokens between two of them are a piece each."""
     for piece in align(written.end_of, reading.end_of):
-        left, specials = piece.left, []
+        left = piece.left
         while left and written.spelled[left[0]] is None:
-            specials, left = [*specials, left[:1]], left[1:]
+            yield _Compared(left[:1], piece.right[:0], possible=False)
+            left = left[1:]
+        trailing: list[range] = []
         while left and written.spelled[left[-1]] is None:
-            specials, left = [*specials, left[-1:]], left[:-1]
-        yield from (_Compared(special, range(0), possible=False) for special in specials)
+            trailing, left = [left[-1:], *trailing], left[:-1]
         if left and reading.spells(piece.right):
             yield _Compared(left, piece.right, written.spells(left))
+        yield from (_Compared(special, range(piece.right.stop, piece.right.stop), possible=False)
+                    for special in trailing)
 
 
 def _head(tokens: range, head: Head) -> int:
-    return tokens[-1] if head == "last" else tokens[0]
+    """The head's number; of no tokens, where they would be."""
+    return tokens.stop - 1 if head == "last" and tokens else tokens.start
+
+
+def _token(text: _Text, number: int) -> int:
+    """One of the completion's tokens in the teacher's reading, -1 beyond its ends."""
+    place = text.prompt + number
+    return text.tokens[place] if number >= 0 and place < len(text.tokens) else -1
 
 
 def _columns(rollouts: Rollouts, texts: Sequence[_Text], head: Head) -> dict[str, Tensor]:
-    """Where pieces start and have their heads, and empty columns for what the teacher says."""
+    """Where pieces start and have their heads, what the teacher reads around them, and room for what it says."""
     shape, device = rollouts.mask_bt.shape, rollouts.input_bt.device
-    start_bt = torch.ones(shape, dtype=torch.bool)
-    head_bt, single_bt, rest_bt = torch.zeros_like(start_bt), torch.zeros_like(start_bt), torch.zeros(shape)
+    start_bt, head_bt = torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    prefix_bt, since_bt, rest_bt = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
     for index, text in enumerate(texts):
-        for left, right, possible in text.pieces:
+        for left, _, possible in text.pieces:
             start_bt[index, text.first + left.start + 1:text.first + left.stop] = False
-            head_bt[index, text.first + _head(left, head)] = True
-            single_bt[index, text.first + _head(left, head)] = possible and len(left) == len(right) == 1
-            rest_bt[index, text.first + _head(left, head)] = 0.0 if possible else IMPOSSIBLE
-    return {PIECE_START: start_bt.to(device), PIECE_HEAD: head_bt.to(device), PIECE_SINGLE: single_bt.to(device),
-            TEACHER_TOKEN: torch.zeros(shape, dtype=torch.int64, device=device),
-            TEACHER_REST_LOGP: rest_bt.to(device)}
+            at = index, text.first + _head(left, head)
+            head_bt[at], rest_bt[at] = True, 0.0 if possible else IMPOSSIBLE
+        for step, prefix, since in text.prefixes:
+            prefix_bt[index, step], since_bt[index, step] = prefix, since
+    columns = {PIECE_START: start_bt, PIECE_HEAD: head_bt, OPEN_PREFIX: prefix_bt, SINCE_HEAD: since_bt,
+               TEACHER_TOKEN: torch.zeros(shape, dtype=torch.int64), TEACHER_REST_LOGP: rest_bt}
+    return {name: column.to(device) for name, column in columns.items()}
 
 
-def _shared(student: Speller, student_policy: LanguagePolicy, teacher: Speller, teacher_policy: LanguagePolicy) -> Shared:
-    """Tokens that spell the same bytes, and the end token of each. Of several that spell the same, the last one counts:
-    sentencepiece lists its 256 bytes before the characters that it uses for the same text."""
-    student_of, teacher_of = (
-        {text: index for index in range(policy.n_actions) if (text := speller.token(index))}
-        for speller, policy in ((student, student_policy), (teacher, teacher_policy)))
+def correspond(student: Speller, student_policy: LanguagePolicy, teacher: Speller, teacher_policy: LanguagePolicy
+               ) -> tuple[Vocabularies, dict[bytes, int]]:
+    """How two vocabularies correspond, by the bytes that tokens spell, and the numbers of the prefixes of what only the
+    teacher has. End tokens mean the same.
+
+    Of several tokens that spell the same, the last one counts: sentencepiece lists its 256 bytes before the characters
+    that it uses for the same text. What only one side has is cut into the longest tokens of the other, from the left.
+    """
+    n_student, n_teacher = student_policy.n_actions, teacher_policy.n_actions
+    student_of, teacher_of = _by_text(student, student_policy), _by_text(teacher, teacher_policy)
     pairs = [(teacher.tokenizer.eos_id, student.tokenizer.eos_id)]
     pairs += [(teacher_of[text], index) for text, index in student_of.items() if text in teacher_of]
+    beginning_a, beginning_s = torch.full((n_teacher,), n_student), torch.full((n_student,), n_student)
     teacher_m, student_m = torch.tensor(sorted(pairs)).unbind(1)
-    return Shared(teacher_m.to(student_policy.device), student_m.to(student_policy.device))
+    beginning_a[teacher_m] = beginning_s[student_m] = student_m
+    follow: dict[bytes, list[tuple[int, int]]] = {}  # after a prefix: (the teacher's token, the student's next one)
+    for text, index in teacher_of.items():
+        if text not in student_of and (cut := _cut(text, student_of)):
+            beginning_a[index] = student_of[cut[0]]
+            for number in range(1, len(cut)):
+                follow.setdefault(b"".join(cut[:number]), []).append((index, student_of[cut[number]]))
+    for prefix, entries in follow.items():
+        if prefix in teacher_of:
+            entries.append((teacher_of[prefix], n_student))
+    for text, index in student_of.items():
+        if text not in teacher_of and (cut := _cut(text, teacher_of)):
+            beginning_s[index] = beginning_a[teacher_of[cut[0]]]
+    begun = torch.zeros(n_student + 1, dtype=torch.bool)
+    begun[beginning_a] = True
+    beginning_s = torch.arange(n_student).where(begun[:-1], beginning_s)
+    n_g = torch.tensor([len(entries) for entries in follow.values()], dtype=torch.int64)
+    entries_k2 = torch.tensor([entry for entries in follow.values() for entry in entries],
+                              dtype=torch.int64).reshape(-1, 2)
+    tensors = (teacher_m, student_m, beginning_a, beginning_s, n_g.cumsum(0) - n_g, n_g, *entries_k2.unbind(1))
+    return (Vocabularies(*(tensor.to(student_policy.device) for tensor in tensors)),
+            {prefix: number for number, prefix in enumerate(follow)})
+
+
+def _by_text(speller: Speller, policy: LanguagePolicy) -> dict[bytes, int]:
+    return {text: index for index in range(policy.n_actions) if (text := speller.token(index))}
+
+
+def _cut(text: bytes, known: Mapping[bytes, int]) -> list[bytes]:
+    """Some bytes as the longest tokens that they begin with, one after the other; nothing where that fails."""
+    cut: list[bytes] = []
+    while text:
+        length = next((length for length in range(len(text), 0, -1) if text[:length] in known), 0)
+        if length == 0:
+            return []
+        cut, text = [*cut, text[:length]], text[length:]
+    return cut
 
 
 class _Places:

@@ -21,6 +21,7 @@ ATTEMPTS = 5
 PATIENCE = 3  # time-outs that a question may last in all
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # what may be otherwise a moment later
 _LONGEST_WAIT = 30.0  # seconds between attempts, whatever a server asks for
+_CONNECTING = 10.0  # seconds that it may take until somebody listens
 _LARGEST_ANSWER = 2**30
 
 
@@ -112,10 +113,11 @@ class Endpoint:
         """One request. A watchdog cuts the connection when its time is up: a socket's own time-out starts again with
         every byte, so that a server that drips would never end."""
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=self.timeout)
+        connection = kind(self._host, self._port, timeout=min(self.timeout, _CONNECTING))
         began, expired = time.monotonic(), threading.Event()
         connection.connect()
         channel: socket.socket = connection.sock
+        channel.settimeout(self.timeout)
 
         def cut() -> None:
             expired.set()
@@ -126,6 +128,8 @@ class Endpoint:
         watchdog.daemon = True
         watchdog.start()
         self._live[id(channel)] = cut
+        if self._stopping.is_set():
+            cut()
         try:
             connection.request("GET" if payload is None else "POST", place, payload, self._headers())
             response = connection.getresponse()

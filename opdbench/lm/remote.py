@@ -82,8 +82,8 @@ class RemoteTeacher:
                        context_length=asked.context_length)
         kept = None
         if cache is not None:
-            kept = Cache(cache, Asked(source.model, source.identity(), vocabulary, top_k, source.context_length))
-        teacher = cls(source, kept, tokenizer, n_actions=n_actions, top_k=top_k, context_length=source.context_length)
+            kept = Cache(cache, Asked(source.model, source.identity(), vocabulary, top_k, source.longest))
+        teacher = cls(source, kept, tokenizer, n_actions=n_actions, top_k=top_k, context_length=source.longest)
         check(source, tokenizer, teacher.names, examples)
         return teacher
 
@@ -117,6 +117,9 @@ class RemoteTeacher:
                 topk_logp_btk[index, steps] = torch.from_numpy(rows["topk_logp"][:, :width])
             asked += 0 if was_cached else spans[index].n_rows
         if needs == Needs.ACTION:
+            if torch.isneginf(topk_logp_btk[..., 0])[rollouts.mask_bt.cpu()].any():
+                raise UserError(f"the server at {self._url} names its most likely token by a text that several tokens "
+                                "have", "serve the teacher with vLLM, which names tokens by their ids")
             columns = {TEACHER_ACTION: topk_id_btk[..., 0]}
         elif needs == Needs.SAMPLED:
             columns = {TEACHER_LOGP: logp_bt}

@@ -13,8 +13,6 @@ from opdbench.lm.server import Server, is_address
 from opdbench.schema.spec import Execution, ModelRef, Training
 from opdbench.task import LanguageTask, Task
 
-_TOP_KS = (20, 5, 1)  # what servers tell at most, unless they are told to: vLLM 20, OpenAI 5
-
 
 class Remote(NamedTuple):
     """A teacher that is asked.
@@ -47,8 +45,10 @@ def teacher(reference: str, method: Distiller, task: Task, training: Training, e
         server = connect(reference, execution)
         _check_needs(method, training, server)
         top_k = _top_k(method, training)
-        if top_k:
-            server.require_top_k(top_k)
+        if top_k and (most := server.most(top_k)) < top_k:
+            raise UserError(f"the server at {server.url} tells at most {most} of its most likely tokens, and top_k is "
+                            f"{top_k}", f"--set top_k={most}, or let the server tell more (vLLM: --max-logprobs "
+                                        f"{top_k})")
         name = f"{server.url}#{server.model}"
         return ModelRef(reference=name, sha256=server.identity()), Remote(name, top_k)
     _check_needs(method, training, None)
@@ -82,14 +82,10 @@ def _check_needs(method: Distiller, training: Training, server: Server | None) -
         raise UserError(f"{method.name} needs from its teacher: {needs}; over HTTP a teacher tells only its most "
                         "likely tokens", "pass the teacher's weights as a folder or hub id, or choose another method")
     if needs == Needs.FULL and training.support != "teacher":
-        known = training.top_k if server is None else _largest(server, training.top_k)
+        known = training.top_k if server is None else server.most(training.top_k)
         raise UserError(f"{method.name} compares whole distributions (support={training.support}); over HTTP a teacher "
                         "tells only its most likely tokens", f"--set support=teacher --set top_k={known}")
     if needs == Needs.FULL and training.loss_temperature != 1 and training.tail != "renormalise":
         raise UserError(f"what a teacher over HTTP gives to its less likely tokens is not known at loss_temperature="
                         f"{training.loss_temperature:g}", "--set loss_temperature=1, or --set tail=renormalise")
 
-
-def _largest(server: Server, wanted: int) -> int:
-    """The largest top_k, of what is wanted and of what is usual, that the server tells."""
-    return next((top_k for top_k in (wanted, *_TOP_KS) if top_k <= wanted and server.tells(top_k) >= top_k), 1)

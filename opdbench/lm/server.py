@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 # Token ids that every vocabulary has: what a model says about them identifies it.
 PROBE = [(7 * step * step + 3 * step) % 29 + 3 for step in range(24)]
+_USUAL = (20, 5, 1)  # tokens that servers tell at most unless they are started otherwise: vLLM 20, OpenAI 5
 _NUMBERS_A_REQUEST = 50_000  # log-probabilities: some 4 MB of JSON
 _PROMPTS_A_REQUEST = 64
 
@@ -63,6 +64,11 @@ class Server:
     def url(self) -> str:
         return self.endpoint.url
 
+    @property
+    def longest(self) -> int | None:
+        """The longest sequence that it scores, in tokens: some servers want room for one more."""
+        return None if self.context_length is None else self.context_length - self.way.max_tokens
+
     def describe(self) -> str:
         """One line: the model, where, and what it tells."""
         tells = {"text": "text only"}.get(self.way.dialect, f"log-probabilities ({self.way.dialect})")
@@ -84,24 +90,17 @@ class Server:
             said.append(round(sum(position.logp for position in positions)))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    def require_top_k(self, top_k: int) -> None:
-        """
-        Raises:
-            UserError: it does not tell that many of its most likely tokens; says how many it does.
-        """
-        with self._checked():
-            given = self._tells(top_k)
-        if given < top_k:
-            raise UserError(f"the server at {self.url} tells {given} of its most likely tokens, and top_k is {top_k}",
-                            f"--set top_k={given}")
-
-    def tells(self, top_k: int) -> int:
-        """How many of its most likely tokens it tells when it is asked for `top_k`; 0 where it refuses."""
-        with self._checked():
-            try:
-                return self._tells(top_k)
-            except Refused:
-                return 0
+    def most(self, wanted: int) -> int:
+        """How many of its most likely tokens it tells: `wanted`, or the largest of the usual limits that is less."""
+        for top_k in (wanted, *(usual for usual in _USUAL if usual < wanted)):
+            with self._checked():
+                try:
+                    told = self._tells(top_k)
+                except Refused:
+                    continue
+            if told >= top_k:
+                return top_k
+        return 0
 
     def _tells(self, top_k: int) -> int:
         return min(len(position.others) for position in self._ask([PROBE], top_k)[0])

@@ -188,7 +188,7 @@ class Tokenizer:
     @property
     def _ordinary(self) -> set[str]:
         """Tokens that text is cut into, added ones left out."""
-        return self.vocabulary.keys() - self.inner.get_added_vocab().keys()
+        return set(self.vocabulary) - set(self.inner.get_added_vocab())
 
     def agrees_with(self, other: Tokenizer) -> bool:
         """Whether an id means the same token in both, wherever both have it."""

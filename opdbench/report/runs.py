@@ -84,7 +84,7 @@ def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     runs, unreadable = [], []
     for path in sorted(results.rglob(RECORD)):
         try:
-            runs.append(Run(path.parent, read_record(path), problem=_recipe_problem(path)))
+            runs.append(Run(path.parent, read_record(path), problem=recipe_problem(path)))
         except (UserError, ValueError, RecursionError) as error:
             unreadable.append(Unreadable(path, getattr(error, "problem", str(error))))
     return runs, unreadable
@@ -218,7 +218,7 @@ def _equal(stated: Score | None, recomputed: Score | None) -> bool:
                for name in ("mean", "low", "high", "length", "truncated"))
 
 
-def _recipe_problem(path: Path) -> str | None:
+def recipe_problem(path: Path) -> str | None:
     """Whether the recipe, as it is written, is the one that names the run; later versions may add settings to it."""
     content = json.loads(path.read_bytes())
     recipe = content["recipe"]

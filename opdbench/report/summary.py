@@ -44,8 +44,8 @@ def advice(record: Record, place: str) -> str:
         "completed": f"opdbench show {place}",
         "cancelled": "type the same command again: it goes on from the last checkpoint",
         "diverged": f"take smaller steps, with --set lr={recipe.training.lr / 10:.3g}",
-        "oom": "hold less at one time, with --set "
-               f"micro_batch={max(1, execution.micro_batch // 2)} --set logit_chunk={max(1, execution.logit_chunk // 2)}",
+        "oom": f"hold less at one time, with --set micro_batch={max(1, execution.micro_batch // 2)} "
+               f"--set logit_chunk={max(1, execution.logit_chunk // 2)}",
     }.get(record.status, "type the same command again")
 
 

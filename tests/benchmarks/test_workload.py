@@ -25,7 +25,7 @@ def test_both_libraries_read_the_same_models_and_a_step_does_the_work_it_says(tm
         assert torch.allclose(mine, theirs, atol=1e-4)
 
     trainer = make_trainer(tmp_path, work.batch, "cpu-2")
-    assert {len(trainer.ctx.world._render(example, work.new))  # type: ignore[attr-defined]
+    assert {len(trainer.ctx.world._render(example, work.new, thinking=False))  # type: ignore[attr-defined]
             for example in trainer.ctx.world.task.examples("train")} == {work.prompt}  # type: ignore[attr-defined]
     parts = Parts()
     measure_parts(trainer, parts)

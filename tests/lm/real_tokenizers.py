@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from opdbench.lm.tokenizer import Tokenizer
 
-_WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|""" \
-         r"""\s+(?!\S)|\s+"""
+_WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|""" \
+         r"""\s*[\r\n]+|\s+(?!\S)|\s+"""
 _JSON = {"neox": "gptneox_pythia_olmo", "mistral": "mistral", "t5": "t5", "phi2": "phi2", "tinyllama": "tinyllama"}
 NAMES = ("gpt2", "qwen", "cl100k", *_JSON)
 LOSSY = ("t5", "neox")  # they normalise what they read

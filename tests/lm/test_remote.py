@@ -1,5 +1,5 @@
-"""A teacher behind a server (a real process on loopback) says and writes what it would in process, in both dialects and,
-as far as that goes, as text only."""
+"""A teacher behind a server (a real process on loopback) says and writes what it would in process, in both dialects
+and, as far as that goes, as text only."""
 
 from __future__ import annotations
 
@@ -152,3 +152,14 @@ def test_what_is_asked_once_is_counted_once(server: Running, student: LanguagePo
     assert server.requests() == before and ctx.ledger.teacher_cached == 2 * rollouts.n_rows
     horizon = again.input_bt.shape[1]
     assert torch.equal(again.columns[TEACHER_TOPK_LOGP], scored.columns[TEACHER_TOPK_LOGP][:3, :horizon])
+
+
+def test_a_most_likely_token_that_cannot_be_told_is_no_label(server: Running, student: LanguagePolicy) -> None:
+    """Two tokens of one text, as parts of characters have: in the dialect that names tokens by text."""
+    server.set(dialect="openai")
+    it, rollouts = remote(server, student), some_rollouts(student, 2)
+    labels = it.columns(rollouts, Needs.ACTION, 1).columns[TEACHER_ACTION][rollouts.mask_bt]
+    lost = it.names._written[int(labels[0])]
+    it.names._ids.pop(lost)
+    with pytest.raises(UserError, match="by a text that several tokens have"):
+        it.columns(rollouts, Needs.ACTION, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from opdbench.lm import answers
@@ -34,10 +33,11 @@ def test_the_first_entry_is_null_and_the_actual_token_is_always_there() -> None:
 
 
 def test_what_is_not_told_is_padded_with_nothing() -> None:
-    positions = [Position("7", None, -1.0, [("9", -0.5), ("120", -1.5), ("b", -2.0)])]
-    scores = answers.scores([5, 7], positions, 4, answers.id_in_name, n_actions=100)
-    assert scores.topk_id_nk.tolist() == [[9, 0, 0, 0]]  # 120 is beyond the student's vocabulary, "b" cannot be told
-    assert scores.topk_logp_nk[0, 0] == -0.5 and np.isneginf(scores.topk_logp_nk[0, 1:]).all()
+    positions = [Position("7", None, -1.0, [("120", -1.5), ("8", -2.0), ("9", -0.75), ("b", -2.5)])]
+    scores = answers.scores([5, 7], positions, 5, answers.id_in_name, n_actions=100)
+    # 120 is beyond the student's vocabulary, which token "b" is cannot be told, and there is no fifth.
+    assert scores.topk_id_nk.tolist() == [[9, 0, 8, 0, 0]]
+    assert scores.topk_logp_nk.tolist() == [[-0.75, -math.inf, -2.0, -math.inf, -math.inf]]
 
 
 def test_echo_names_tokens_by_text() -> None:

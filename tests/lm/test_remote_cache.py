@@ -131,7 +131,7 @@ def test_an_altered_manifest_is_refused(tmp_path: Path, change: Any) -> None:
     text = (tmp_path / MANIFEST).read_text()
     (tmp_path / MANIFEST).write_text(change(text))
     assert change(text) != text
-    with pytest.raises(UserError, match=r"manifest of the teacher cache .* is cut short, altered or of another version"):
+    with pytest.raises(UserError, match=r"manifest .* is cut short, altered or of another version"):
         Cache(tmp_path, ASKED)
 
 

@@ -24,13 +24,13 @@ from tests.lm.completions_server import FAULTS, MODEL, Running
 @pytest.mark.parametrize(("method", "settings", "options", "wrong", "fix"), [
     ("gkd", (), {}, r"compares whole distributions \(support=full\)", "--set support=teacher --set top_k=20"),
     ("gkd", ("support=union",), {"max_logprobs": 5}, "support=union", "--set support=teacher --set top_k=5"),
-    ("gkd", ("support=teacher", "top_k=9"), {"max_logprobs": 5}, "greater than max allowed: 5", "--max-logprobs"),
+    ("gkd", ("support=teacher", "top_k=9"), {"max_logprobs": 5}, "tells at most 5 of its", "--set top_k=5, or let"),
     ("gkd", (*TOLD, "loss_temperature=2"), {}, "not known at loss_temperature=2", "--set tail=renormalise"),
     ("gkd", TOLD, {"dialect": "text"}, "tells only text", "learns from text"),
     ("opd", ("estimator=sampled",), {"dialect": "text"}, "tells only text", "learns from text"),
     ("gkd", TOLD, {"name": "elsewhere"}, f"does not serve '{MODEL}'", "elsewhere"),
     ("gkd", TOLD, {"key": "sk-1"}, "wants a key, and none was given", "OPENAI_API_KEY"),
-    ("gkd", TOLD, {"context": 40}, "exceeds the models' context of 40", "longer context"),
+    ("gkd", TOLD, {"context": 40}, "exceeds the models' context of 39", "longer context"),
 ])
 def test_what_cannot_work_is_refused_before_anything_starts(
         server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, settings: tuple[str, ...],
@@ -40,6 +40,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     with pytest.raises(UserError, match=wrong) as raised:
         execute(method, server.reference, tmp_path, *settings, "teacher_timeout=5")
     assert fix in str(raised.value.fix)
+
+
+def test_a_server_is_no_part_of_a_mix(server: Running, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a server, which cannot be part of a mix or a route"):
+        execute("gkd", f"mix:{server.reference}=0.5,chain-sum/teacher=0.5", tmp_path)
 
 
 BAD = {"not-json": "not JSON", "fewer-choices": "choices for", "short": "entries for", "nan": "is nan",

@@ -66,6 +66,11 @@ def test_so_does_one_on_sampled_tokens_in_the_other_dialect(server: Running, tmp
     assert [entry["loss"] for entry in there.curve] == losses(here)
 
 
+def test_how_it_samples_is_compared_with_how_it_scores(server: Running, tmp_path: Path) -> None:
+    record, _ = execute("gkd", server.reference, tmp_path, *TOLD, "lmbda=0")
+    assert all(entry["teacher_gap"] < 1e-5 for entry in record.curve) and record.ledger["teacher_tokens"] > 0
+
+
 def test_text_alone_is_enough_to_imitate(server: Running, tmp_path: Path) -> None:
     server.set(dialect="text")
     record, _ = execute("sft", server.reference, tmp_path)
