@@ -20,9 +20,11 @@ from opdbench.rows import Rows
 class GOLD(Distiller):
     """Where two tokenizers break a text at the same bytes, what both models say of it can be compared.
 
-        L = E_{y ~ q} sum over pieces c of y of  JSD(beta)(P_begin || Q_begin) + JSD(beta)(P_end || Q_end)    match=text
-            or  w JSD(beta)(P_M || Q_M) + (1 - w) sum_i |sort(P_U)_i - sort(Q_U)_i|    match=tokens
-        P(v) = p(v | before the head of c) * product over the other tokens of c of p(token | before it),     Q likewise
+        L = E_{y ~ q} sum over the pieces c of y of
+              JSD(beta) of how the text goes on, at each of the student's tokens in c           match=text
+              w JSD(beta)(P_M || Q_M) + (1 - w) sum_i |sort(P_U)_i - sort(Q_U)_i|               match=tokens
+              sum_i |sort(P)_i - sort(Q)_i|                                                     match=nothing
+        P(v) = p(v | before the head of c) * product over the other tokens of c of p(token | before it),   Q likewise
 
     A piece is the smallest stretch of text that both cover with whole tokens. GOLD as published compares P and Q: one
     by one on M, the tokens that both vocabularies have, and by size on the rest U, w = |M| / |teacher's vocabulary|.
@@ -31,10 +33,10 @@ class GOLD(Distiller):
     Deviations from the paper:
         There is a report and TRL's code (trl/experimental/gold), and no paper. M mixes up different events: where a
         teacher writes "12" in one token, its "1" is unlikely, and P_M tells a student that writes digit by digit that a
-        number cannot begin so (on chain-sum this ruins the student: 15% to 0%). Hence `match=text`, ours: how the text
-        goes on, in the student's tokens (a teacher's token counts for the one that it begins with), and whether the
-        piece then ends as written, the teacher's last token not being lengthened by what follows. Exact where the
-        student's tokens are the finer ones.
+        number cannot begin so (on chain-sum this ruins the student). Hence `match=text`, ours, the default: how the
+        text goes on, in the student's tokens. A teacher's token counts for the one that it begins with; inside it, what
+        may follow is known from the teacher's longer and shorter tokens. Exact where the student's tokens are the finer
+        ones; where they are coarser, a piece of several of the teacher's tokens is one event, given how it begins.
         In `match=tokens` JSD is of M and one event for all else (TRL: of M alone, unnormalised, clamped at 1e-8), M are
         tokens that spell the same bytes (TRL: the same surface, so that "Ġthe" is not "▁the"), and what the teacher
         cannot read (special tokens in the text) has probability zero instead of being free. End tokens are compared
@@ -42,7 +44,8 @@ class GOLD(Distiller):
         `merge=observed` (TRL's default) takes P at a piece's first token. TRL gathers the later tokens' probabilities
         one place off: its slices begin at the answer's first token and hold the predictions of the next ones. That is
         not imitated. `merge=bayesian`, from an earlier version, takes P at the last token. `--preset trl` is
-        `match=nothing`, the sorted distance over whole vocabularies; top_p of 0.95 in sampling is not there.
+        `match=nothing`, the sorted distance over whole vocabularies, and `--preset hybrid` is `match=tokens`; top_p of
+        0.95 in sampling is not there.
     """
 
     name: ClassVar[str] = "gold"
@@ -62,7 +65,6 @@ class GOLD(Distiller):
             "text", description="what is compared one by one: how the text goes on, shared tokens (hybrid), or nothing")
         merge: Literal["observed", "bayesian"] = Field(
             "observed", description="the token of a piece where P is taken: its first, or its last; not for match=text")
-        matched_weight: float | None = Field(None, ge=0, le=1, description="w; None: |M| / |teacher's vocabulary|")
         data: Literal["teacher", "solutions"] = Field(
             "teacher", description="the other texts: the teacher's samples, or the task's reference solutions")
 
@@ -98,17 +100,16 @@ class GOLD(Distiller):
     def by_text(self, pieces: Pieces, both: Vocabularies) -> Tensor:
         """How the text goes on, one value a row [N]."""
         beta = self.params.beta
-        value_c = generalized_jsd(*pieces.beginnings(both), beta) + generalized_jsd(*pieces.rests(), beta)
-        row_r, teacher, student = pieces.continuations(both)
-        return pieces.spread(value_c).index_add(0, row_r, generalized_jsd(teacher, student, beta))
+        value_n = pieces.spread(generalized_jsd(*pieces.beginnings(both), beta))
+        for row_r, teacher, student in (pieces.continuations(both), pieces.rests(both)):
+            value_n = value_n.index_add(0, row_r, generalized_jsd(teacher, student, beta))
+        return value_n
 
     def by_tokens(self, pieces: Pieces, both: Vocabularies) -> Tensor:
         """What GOLD as published compares, one value a piece [C]."""
         if self.params.match == "nothing":
             return sorted_distance(*pieces.merged())
-        weight = self.params.matched_weight
-        if weight is None:
-            weight = len(both.teacher_m) / pieces.teacher.logits_na.shape[-1]
+        weight = len(both.teacher_m) / pieces.teacher.logits_na.shape[-1]
         matched_c = generalized_jsd(*pieces.matched(both), self.params.beta)
         sizes_c = sorted_distance(*pieces.unmatched(both))
         impossible_c = generalized_jsd(*pieces.texts(), self.params.beta)

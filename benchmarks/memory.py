@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for divergence in given.divergences:
         work = Work(given.rows, given.vocabulary, given.width, divergence, given.device, given.dtype,
                     given.logit_chunk)
-        rows += measured(work, given.repeats, sides(given.device))
+        found = measured(work, given.repeats, sides(given.device))
+        print(*(" | ".join(row.cells()) for row in found), sep="\n", file=sys.stderr, flush=True)
+        rows += found
     print(f"{given.rows:,} rows, vocabulary {given.vocabulary:,}, width {given.width:,}, {given.dtype}, "
           f"{given.device}; {given.repeats} repeats in turns, each in a process of its own.\n")
     print(table(("loss and gradients", "peak extra memory, MB", "of plain", "seconds, median (range)", "of plain",

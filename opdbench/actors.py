@@ -6,6 +6,7 @@ An actor sees one batch of states at a time through the models' logits and decid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -59,11 +60,13 @@ def sample(logits_ba: Tensor, temperature: float, uniform_b: Tensor) -> tuple[Te
         uniform_b: float64 [B], in [0, 1), on the device of the logits.
 
     Returns:
-        (action_b, logp_b): int64 [B], and float32 [B] under the distribution that was sampled from (0 when greedy).
+        (action_b, logp_b): int64 [B], and float32 [B] under the distribution that was sampled from (0 when greedy); NaN
+        where the logits are.
     """
     if temperature == 0:
         action_b = logits_ba.argmax(-1)
-        return action_b, torch.zeros(action_b.shape, device=logits_ba.device)
+        largest_b = logits_ba.gather(-1, action_b[:, None])[:, 0]
+        return action_b, torch.zeros(action_b.shape, device=logits_ba.device).masked_fill_(largest_b.isnan(), math.nan)
     probability_ba = _tempered(logits_ba, temperature).softmax(-1)
     on_cpu = probability_ba.device.type == "cpu"
     cumulative_ba = probability_ba.cumsum(-1, dtype=torch.float64) if on_cpu else counted_cumsum(probability_ba)

@@ -92,6 +92,8 @@ class Context:
         with torch.no_grad():
             rollouts = self.world.rollout(actor, n=n, horizon=horizon or self._horizon(),
                                           generator=generator, repeat=repeat)
+        if actor.uses_teacher and self.world.oracle is None and self.world.bridge is None:
+            self._require_numbers(rollouts.behaviour_logp_bt[rollouts.mask_bt])
         self.ledger.count_rollout(rollouts)
         if actor.uses_student:
             self._count_forward("student_rollout", self.world.student, rollouts)
@@ -146,6 +148,18 @@ class Context:
         return scored.rollouts
 
     @torch.no_grad()
+    def check_teacher(self, rollouts: Rollouts) -> None:
+        """Called by the loop where a loss is not a number: the teacher may be why.
+
+        Raises:
+            UserError: the teacher's distributions in these rows are not numbers.
+        """
+        features_bth = rollouts.columns.get(TEACHER_FEATURES)
+        if self.world.teacher is not None and features_bth is not None:
+            mask_bt = rollouts.mask_bt
+            self._reduce_rows(self.world.teacher, features_bth[mask_bt], rollouts.action_bt[mask_bt], Needs.ACTION)
+
+    @torch.no_grad()
     def per_row(self, rollouts: Rollouts, value: Callable[[Rows], Tensor], *, policy: Policy | None = None) -> Tensor:
         """`value(rows)` in every row as the student is now, without a gradient: [B, T, ...], zero where no row is.
 
@@ -184,8 +198,20 @@ class Context:
         for start in range(0, max(1, features_nh.shape[0]), size):
             stop = start + size
             distribution = Categorical(teacher.project(features_nh[start:stop]))
-            chunks.append(distribution.logp(action_n[start:stop]) if needs == Needs.SAMPLED else distribution.mode())
+            if needs == Needs.SAMPLED:
+                chunks.append(distribution.logp(action_n[start:stop]))
+                self._require_numbers(chunks[-1])
+            else:
+                chunks.append(distribution.mode())  # which is a NaN where there is one
+                self._require_numbers(distribution.logits_na.gather(-1, chunks[-1][:, None]))
         return torch.cat(chunks)
+
+    def _require_numbers(self, value_n: Tensor) -> None:
+        """A teacher's NaN need not reach the loss: its label is a label like any other. So one has to look."""
+        if n_wrong := int(value_n.isnan().sum()):
+            raise UserError(f"the teacher's logits are not numbers (NaN) in {n_wrong} of {len(value_n)} states of step "
+                            f"{self.step + 1}", "look for NaN in its weights, or pass a hardware profile with a wider "
+                            "teacher_dtype (--profile FILE)")
 
     def _count_forward(self, part: str, policy: Policy, rollouts: Rollouts) -> None:
         states = int(rollouts.length_b.sum())

@@ -2,7 +2,8 @@
 
 Distances are taken on the first rows of each step (256 of them), since they are watched and not optimised: before the
 update where the method asks for the teacher's whole distribution, after it where it does not. Counts and lengths are
-over all trajectories.
+over all trajectories. `top_k_mass` is what the student gives to the teacher's `top_k` most likely actions, on whatever
+support the two are compared; `teacher_mass` and `student_mass` are what each has inside a support that is not full.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from opdbench.rollouts import Rollouts, Source
 from opdbench.rows import TEACHER_FEATURES, TEACHER_LOGP, Rows
 
 SAMPLE = 256  # rows a step
+TOP_K_SAMPLE = 64  # rows of each of their chunks: finding the k most likely of many actions costs more than the rest
 
 
 class StepMeter:
@@ -81,6 +83,8 @@ class StepMeter:
         self._add("forward_kl", divergences.forward_kl(teacher, student).double())
         self._add("reverse_kl", divergences.reverse_kl(teacher, student).double())
         self._add("agreement", (teacher.mode() == student.mode()).double())
+        top_nk = teacher.logits_na[:TOP_K_SAMPLE].topk(min(rows.top_k, teacher.logits_na.shape[-1])).indices
+        self._add("top_k_mass", student.logp_na[:TOP_K_SAMPLE].gather(-1, top_nk).exp().sum(-1).double())
 
     def pop_update_loss(self) -> float:
         """The loss of the update that has just been accumulated."""

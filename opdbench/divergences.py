@@ -232,7 +232,8 @@ def _alpha_divergence(logp_na: Tensor, logq_na: Tensor, with_gradient: bool, *, 
                       ) -> tuple[Tensor, Tensor | None]:
     """The gradient is (q sum_a t - t) / alpha, where t = p^alpha q^(1 - alpha)."""
     log_term_na = alpha * logp_na + (1 - alpha) * logq_na
-    term_na = log_term_na.masked_fill_(log_term_na.isnan(), -math.inf).exp_()  # impossible for both: inf - inf
+    neither_na = (logp_na == -math.inf) & (logq_na == -math.inf)  # inf - inf where alpha is outside of 0 to 1
+    term_na = log_term_na.masked_fill_(neither_na, -math.inf).exp_()
     total_n1 = term_na.sum(-1, keepdim=True)
     value_n = (1 - total_n1[:, 0]) / (alpha * (1 - alpha))
     return value_n, (logq_na.exp() * total_n1).sub_(term_na).div_(alpha) if with_gradient else None

@@ -18,7 +18,7 @@ from opdbench.context import Context, mean_context
 from opdbench.copies import averages
 from opdbench.diagnostics import SAMPLE, StepMeter
 from opdbench.distiller import Distiller
-from opdbench.errors import DivergedError
+from opdbench.errors import DivergedError, UserError
 from opdbench.optimizer import Optimizer
 from opdbench.output_layer import summed_in_place
 from opdbench.policy import Policy
@@ -49,6 +49,7 @@ class Trainer:
 
         Raises:
             DivergedError: the loss or the gradient is not finite; the student is left as it was before that update.
+            UserError: there is nothing to learn from, or what the teacher says is not a number.
         """
         method, ctx = self.method, self.ctx
         ctx.begin_step()
@@ -76,11 +77,15 @@ class Trainer:
         few = rollouts.select(range(min(enough, rollouts.n_trajectories)))
         few = few.with_columns(per_step={TEACHER_FEATURES: self.ctx.world.teacher_features(few)})
         features_nh = self.ctx.student.features(few.input_bt, few.length_b)[few.mask_bt]
-        table = RowTable(few, self.ctx.student.project, teacher.project)
+        table = RowTable(few, self.ctx.student.project, teacher.project, self.ctx.comparison)
         meter.add_distance(table.chunk(features_nh[:SAMPLE], 0, min(SAMPLE, len(features_nh))))
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
         """One optimizer step on one minibatch, in micro-batches."""
+        if not minibatch.n_rows:
+            raise UserError(f"step {self.ctx.step + 1} has a batch of {minibatch.n_trajectories} trajectories in which "
+                            "nobody decided anything: there is not a row to learn from",
+                            "look at the task's turns and solutions, or at what the method masks")
         self.optimizer.zero_grad()
         weight_n = row_weights(minibatch, self.ctx.training.reduction)
         for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
@@ -134,6 +139,7 @@ class Trainer:
     def _check_finite(self, loss: float, gradient_norm: float, minibatch: Rollouts) -> None:
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return
+        self.ctx.check_teacher(minibatch)
         raise DivergedError(f"step {self.ctx.step + 1}: loss {loss}, gradient norm {gradient_norm} over "
                             f"{minibatch.n_rows} rows; the student keeps its weights from before this update")
 

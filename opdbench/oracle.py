@@ -32,6 +32,3 @@ class Oracle(Protocol):
         Raises:
             UserError: it cannot be reached, answers nonsense, or does not reveal this.
         """
-
-    def describe(self) -> str:
-        """One line: which model, where."""

@@ -15,6 +15,7 @@ there. `beginnings` and `continuations` compare what is: how the text goes on, i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -175,11 +176,24 @@ class Pieces:
         q_rs = torch.cat([q_rs * longer_rs, (q_rs * ~longer_rs).sum(-1, keepdim=True)], -1)
         return row_r, _normalised(p_rs), _normalised(q_rs)
 
-    def rests(self) -> tuple[Categorical, Categorical]:
-        """(teacher, student) over two events [C, 2]: after the head, the piece goes on as it was written, or not. Both
-        are certain where the head is all that the teacher has of it, whose other parts are `continuations`."""
-        several_c = self.teacher_rest_c < 0
-        return _event(self.teacher_rest_c), _event(self.student_rest_c.where(several_c, 0.0))
+    def rests(self, both: Vocabularies) -> tuple[Tensor, Categorical, Categorical]:
+        """(rows [R], teacher, student): at the heads of pieces that take the teacher several tokens: over two events
+        [R, 2], given how the piece begins (`beginnings`): it goes on as it was written, or not.
+
+        A student that began it with other tokens than its usual ones is not asked; what the teacher cannot have written
+        is one event from its beginning on.
+        """
+        begin_c, own_c = both.beginning_a[self.teacher_token_c], both.beginning_s[self.student_token_c]
+        piece_r = ((self.teacher_rest_c < 0) & ((begin_c == own_c) | ~self.possible_c)).nonzero()[:, 0]
+        begin_r1 = own_c[piece_r, None]
+        teacher_r = self.teacher_logp_c[piece_r] - self._begun(self.teacher, piece_r, both.beginning_a == begin_r1)
+        student_r = self.student_logp_c[piece_r] - self._begun(self.student, piece_r, both.beginning_s == begin_r1)
+        return self.row_c[piece_r], _event(teacher_r), _event(student_r)
+
+    def _begun(self, side: Categorical, piece_r: Tensor, same_ra: Tensor) -> Tensor:
+        """Log-probability [R] of the actions with the same beginning; 0 for what the teacher cannot have written."""
+        logp_r = side.logp_na[piece_r].masked_fill(~same_ra, -math.inf).logsumexp(-1)
+        return logp_r.where(self.possible_c[piece_r], 0.0)
 
 
 def pieces_of(rows: Rows) -> Pieces:

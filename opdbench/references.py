@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -111,6 +112,8 @@ def _one(reference: str, task: Task, student: ModelRef) -> Named:
     if kind in ("http", "https"):
         raise UserError(f"--teacher: {reference} is a server, which cannot be part of a mix or a route",
                         "pass that server alone, or name models whose weights are here")
+    if re.match(r"[\w.-]+:\d+($|[/#])", reference):
+        raise UserError(f"--teacher {reference} looks like the address of a server", f"--teacher http://{reference}")
     if kind in ("mix", "route"):
         raise UserError(f"--teacher: {reference} stands inside another mix or route, which cannot be nested",
                         "name single models inside")

@@ -16,6 +16,7 @@ from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UsageError, UserError, unknown
 from opdbench.lm import remote_reference
 from opdbench.lm.remote_reference import Remote
+from opdbench.lm.server import is_address
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
 from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
 from opdbench.task import ControlTask, LanguageTask, Task
@@ -114,6 +115,7 @@ def resolve(request: Request) -> Plan:
     teacher_name = _teacher_name(request, task, method, choice.profile)
     student, student_path = _student(request, task, choice.profile)
     teacher, named_teacher, remote = _teacher(teacher_name, task, method, student, settled)
+    _check_cache(remote, settled["execution"], layers.origins)
     recipe = Recipe(
         method=method_class.name, method_sha256=_code_sha256(method_class), params=settled["method"].model_dump(),
         task=task.id, task_params=settled["task"].model_dump(), task_sha256=task.checksum(), teacher=teacher,
@@ -152,6 +154,13 @@ def _check_adapters(task: Task, training: Training) -> None:
     if not training.lora_rank and training.lora_alpha != Training.model_fields["lora_alpha"].default:
         raise UserError(f"lora_alpha={training.lora_alpha:g} would change nothing, since all weights are trained",
                         "add --set lora_rank=16, or leave lora_alpha out")
+
+
+def _check_cache(remote: Remote | None, execution: Execution, origins: Mapping[str, str]) -> None:
+    asks = remote is not None and is_address(remote.reference)
+    if execution.teacher_cache is not None and origins.get("execution.teacher_cache") == "user" and not asks:
+        raise UserError("teacher_cache keeps what a teacher over HTTP says, and this run asks none",
+                        "leave it out, or pass --teacher http://HOST:PORT/v1#MODEL")
 
 
 def _preset(method_class: type[Distiller], name: str | None) -> Mapping[str, Any]:

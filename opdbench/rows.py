@@ -74,6 +74,11 @@ class Rows:
         return pair.teacher, pair.student
 
     @property
+    def top_k(self) -> int:
+        """The run's `top_k`, whatever its support."""
+        return self._comparison.top_k
+
+    @property
     def teacher_logp_n(self) -> Tensor:
         """The teacher's log-probability of the action taken [N], in float32 or wider."""
         logp_n = self.columns.get(TEACHER_LOGP)

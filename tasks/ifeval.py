@@ -15,6 +15,7 @@ which a checker fails with an error has not followed it, where lm-eval would sto
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -138,6 +139,8 @@ def _checkers() -> Mapping[str, Any]:
     except LookupError:
         raise UserError("IFEval's sentences are counted with nltk's punkt_tab, which is not on this machine",
                         "python -m nltk.downloader punkt_tab, where there is network (or set NLTK_DATA)") from None
+    # They log an error for every text without a language, which a student writes often, and log the text with it.
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)
     langdetect.DetectorFactory.seed = 0
     langdetect.detect("Its language profiles are read once, here, and not within the first grade.")
     checkers: Mapping[str, Any] = instructions_registry.INSTRUCTION_DICT

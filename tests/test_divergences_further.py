@@ -81,6 +81,15 @@ def test_impossible_actions_make_no_nan(ours: Divergence, equation: Callable[[Te
     assert found.isfinite().all() and near(found[:, 2], 0.0)
 
 
+@by_name
+def test_what_is_no_number_stays_none(ours: Divergence, equation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Trap: to mask what is not finite makes a teacher's NaN a loss of zero that nobody sees."""
+    teacher = random_logits(6, 5, seed=1)
+    teacher[2, 3] = math.nan
+    assert ours(Categorical(teacher), Categorical(leaf(6, 5, seed=2))).isnan().tolist() == [
+        False, False, True, False, False, False]
+
+
 @pytest.mark.parametrize("name", ["skew_kl", "skew_reverse_kl", "total_variation", "alpha 0.3"])
 def test_bounded_divergences_stay_finite_on_disjoint_supports(name: str) -> None:
     teacher = Categorical(torch.tensor([[0.0, -INF, 0.5]], dtype=torch.float64))

@@ -81,6 +81,33 @@ def test_the_reference_penalty_of_grpo_is_k3() -> None:
     assert near(value_n, 0.04 * k3(logq, logr))
 
 
+def test_r11_the_expectation_over_all_actions_has_the_samples_mean_and_less_variance() -> None:
+    """Rao and Blackwell, over 8 equally likely states of 1,000 actions: what sampling an action adds is what varies
+    within states."""
+    n_states, n_actions = 8, 1000
+    logits = leaf(n_states, n_actions, seed=2)
+    student, teacher = Categorical(logits), Categorical(random_logits(n_states, n_actions, seed=1))
+    (expected_sa,) = torch.autograd.grad(reverse_kl(teacher, student).sum(), logits)
+    q_sa, advantage_sa = student.p_na.detach(), (teacher.logp_na - student.logp_na).detach()
+    # d log q(a) / d logits = 1_a - q, so a sample's gradient is -A_a (1_a - q), and its squared length:
+    squared_sa = advantage_sa**2 * (1 - 2 * q_sa + q_sa.square().sum(-1, keepdim=True))
+    sampled_sa = -(q_sa * advantage_sa) + q_sa * (q_sa * advantage_sa).sum(-1, keepdim=True)
+    assert near(sampled_sa, expected_sa)
+    within = (q_sa * squared_sa).sum(-1) - expected_sa.square().sum(-1)
+    assert (within > 0).all() and float(within.mean()) > float(expected_sa.square().sum(-1).mean())
+
+
+def test_r12_the_ratio_is_one_in_a_first_pass_and_weighting_a_kl_by_it_changes_no_gradient() -> None:
+    """Proximal policy distillation: E_a[rho(a) KL] at the sampler itself, where nothing is clipped."""
+    logits, student, teacher = sides()
+    ratio_a = (student.logp(ACTIONS) - student.logp(ACTIONS).detach()).exp()
+    assert near(ratio_a.detach(), 1.0)
+    distance = reverse_kl(Categorical(teacher.logits_na[:1]), Categorical(logits))[0]
+    weighted = (student.p_na[0].detach() * ratio_a * distance).sum()
+    assert near(weighted, distance) and near(slope(weighted, logits), slope(distance, logits))
+    assert float(slope(distance, logits).norm()) > 0.1
+
+
 # ---------------------------------------------------------------------------------------------------------- advantages
 
 NAN = float("nan")

@@ -16,12 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from opdbench import registry
 from opdbench.baselines.ammd import AMMD
 from opdbench.baselines.dagger import DAgger
 from opdbench.baselines.distillm import DistiLLM
 from opdbench.baselines.distillm2 import DistiLLM2
 from opdbench.baselines.fdistill import FDistill
 from opdbench.baselines.gkd import GKD
+from opdbench.baselines.gold import GOLD
 from opdbench.baselines.grpo import GRPO
 from opdbench.baselines.imitkd import ImitKD
 from opdbench.baselines.kd import KD
@@ -31,15 +33,16 @@ from opdbench.baselines.opd import OPD
 from opdbench.baselines.qwen3 import Qwen3
 from opdbench.baselines.seqkd import SeqKD
 from opdbench.baselines.sft import SFT
+from opdbench.baselines.uld import ULD
 from opdbench.conformance.enumerable import EnumerableWorld, PrefixPolicy, trajectory_logp
 from opdbench.conformance.harness import make_rows
-from opdbench.distiller import Distiller
+from opdbench.distiller import Distiller, Needs
 from opdbench.distributions import Categorical
 from opdbench.divergences import skew_kl
-from opdbench.loop import Trainer
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
 from opdbench.schema.spec import Budget
+from tests import test_methods_lm_exact as lm_exact
 from tests.enumerable import (
     context,
     distributions,
@@ -107,6 +110,10 @@ def variation(s: Sides) -> Tensor:
     return (s.p - s.q).abs().sum(-1) / 2
 
 
+def sorted_gap(s: Sides) -> Tensor:
+    return (s.p.sort(-1).values - s.q.sort(-1).values).abs().sum(-1)
+
+
 def bucketed(s: Sides) -> Sides:
     """Both sides on the teacher's most likely action and "anything else"."""
     top = s.p.argmax(-1, keepdim=True)
@@ -161,7 +168,24 @@ CASES = {
     "qwen3, first stage": Case(Qwen3, {"stage_1": 1.0}, {TEACHER: likelihood}),
     "qwen3, second stage": Case(Qwen3, {"stage_1": 0.0}, {STUDENT: reverse}),
     "kdrl": Case(KDRL, {"teacher": 0.3}, {STUDENT: lambda s: 0.3 * reverse(s)}),  # no reward in this test
+    "gold": Case(GOLD, {"beta": 0.3}, {STUDENT: lambda s: jsd(s.p, s.q, 0.3)}),  # one tokenizer: all is matched
+    "gold on data": Case(GOLD, {"beta": 0.3, "lmbda": 0.0}, {TEACHER: lambda s: jsd(s.p, s.q, 0.3)}),
+    "uld": Case(ULD, {}, {TEACHER: lambda s: likelihood(s) + 1.5 * sorted_gap(s)}),
+    "uld, distance alone": Case(ULD, {"likelihood": 0.0, "lmbda": 0.7}, {TEACHER: lambda s: 0.7 * sorted_gap(s)}),
 }
+
+# Whose objectives are no sum of losses over fixed states.
+ELSEWHERE: dict[str, Callable[..., None]] = {
+    "minillm": lm_exact.test_minillm_without_its_devices_is_the_exact_gradient_of_the_sequence_reverse_kl,
+    "grpo": lm_exact.test_grpos_expected_gradient_is_that_of_the_expected_reward,
+    "ammd": lm_exact.test_ammds_students_gradient_is_that_of_its_expected_value_with_q_held_fixed,
+}
+
+
+@pytest.mark.parametrize("method", registry.names("method"))
+def test_no_method_is_without_a_stated_objective(method: str) -> None:
+    """A new one gets a case above, or a test that is named there."""
+    assert method in {case.cls.name for case in CASES.values()} or method in ELSEWHERE
 
 
 def writers(world: EnumerableWorld) -> dict[str, Policy]:
@@ -212,8 +236,8 @@ def test_the_expected_gradient_is_that_of_the_stated_objective(case: Case, echo:
 # ------------------------------------------------------------------------------------------- a student like its teacher
 
 AT_TEACHER = {
-    **{name: case for name, case in CASES.items() if case.cls not in (SFT, DAgger, SeqKD, ImitKD, Qwen3)
-       or name in ("dagger, soft", "imitkd, soft", "qwen3, second stage")},
+    **{name: case for name, case in CASES.items() if case.cls not in (SFT, DAgger, SeqKD, ImitKD, Qwen3, ULD)
+       or name in ("dagger, soft", "imitkd, soft", "qwen3, second stage", "uld, distance alone")},
     "minillm": Case(MiniLLM, {}, {STUDENT: reverse}),
     "minillm, code": Case(MiniLLM, {"discount": 0.95, "own_reward": True, "whiten": True, "weigh_exact_term": False},
                           {STUDENT: reverse}),
@@ -241,13 +265,55 @@ def test_l9_a_student_that_equals_its_teacher_has_nothing_to_learn(case: Case) -
         assert near(flat_gradient((weight_n * value_n).sum(), ctx.student, retain_graph=True), 0.0, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["sft", "seqkd, sampled", "seqkd, word level", "qwen3, first stage"])
+ON_AVERAGE = ("sft", "seqkd, sampled", "seqkd, word level", "qwen3, first stage")
+
+
+@pytest.mark.parametrize("name", ON_AVERAGE)
 def test_l9_maximum_likelihood_of_the_teachers_samples_rests_at_the_teacher_on_average(name: str) -> None:
     """A single sample has a gradient there, which is why these say that they do not vanish."""
     world, case = twins(), CASES[name]
     loss, found = expected(case, world)
     assert near(found, 0.0) and float(loss) > 0.1
     assert not make(case.cls, **case.params).vanishes_at_teacher or case.cls is SFT  # SFT is never asked
+
+
+@pytest.mark.parametrize("method", registry.names("method"))
+def test_no_method_is_without_a_test_at_its_teacher(method: str) -> None:
+    """But for those that ask none."""
+    tested = {case.cls.name for case in (*AT_TEACHER.values(), *(CASES[name] for name in ON_AVERAGE))}
+    assert method in tested or registry.load("method", method).needs == Needs.NOTHING
+
+
+# -------------------------------------------------------------------------------------------------------- special cases
+
+SAME = {  # two methods that must take the same steps; more of them are in `lm_exact`
+    "gold with one tokenizer is gkd": ((GOLD, {"beta": 0.3, "lmbda": 0.5}), (GKD, {"beta": 0.3, "lmbda": 0.5})),
+    "uld without its distance is sft": ((ULD, {"lmbda": 0.0}), (SFT, {})),
+    "dagger that never lets its teacher act is imitkd": (
+        (DAgger, {"beta": "never", "replay_ratio": 1, "minibatch": 8}), (ImitKD, {"schedule": "never"})),
+    "dagger with soft labels is gkd with the forward KL": (
+        (DAgger, {"beta": "never", "labels": "soft", "replay_ratio": 1, "minibatch": 8}),
+        (GKD, {"divergence": "forward_kl"})),
+    "minillm with no later rewards is opd": (
+        (MiniLLM, {"alpha": 0.0, "discount": 0.0, "clip": 1e9, "epochs": 1, "minibatches": 1}), (OPD, {})),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), SAME.values(), ids=SAME.keys())
+def test_l12_endpoints_are_the_methods_that_they_are_named_for(one: tuple[type[Distiller], dict[str, Any]],
+                                                                other: tuple[type[Distiller], dict[str, Any]]) -> None:
+    first, second = (lm_exact.weights_after(make(cls, **params), steps=1) for cls, params in (one, other))
+    start = [weight.detach() for weight in small_language().student.parameters()]
+    assert all(near(mine, theirs) for mine, theirs in zip(first, second, strict=True))
+    assert max(float((mine - before).abs().max()) for mine, before in zip(first, start, strict=True)) > 1e-3
+
+
+def test_l12_distillm2_without_skew_is_both_kls_each_on_its_own_sides_samples() -> None:
+    world = small_language()
+    _, found = expected(Case(DistiLLM2, {"alpha": 1e-12, "adaptive": False, "b_start": 0.6},
+                             {TEACHER: forward, STUDENT: reverse}), world)
+    parts = [expected(Case(cls, {}, {who: forward}), world)[1] for cls, who in ((KD, TEACHER), (OPD, STUDENT))]
+    assert near(found, 1.4 * parts[0] + 0.6 * parts[1], 1e-8)
 
 
 # ------------------------------------------------------------------------------------------ what is left out, measured
@@ -339,26 +405,3 @@ def test_l7_the_skew_bounds_the_gradients_ratio_of_teacher_to_mixture() -> None:
         weight = (1 - alpha) * p / (alpha * p + (1 - alpha) * q)
         assert (weight <= (1 - alpha) / alpha + 1e-9).all() and float((p / q).max()) > math.exp(gap) / 2
         assert near(found, -q * (weight - (q * weight).sum()), 1e-12)
-
-
-# ------------------------------------------------------------------------------------------------ what a record watches
-
-
-@pytest.mark.parametrize("method", [Case(GKD, {}, {}), Case(OPD, {"estimator": "sampled"}, {}), Case(SFT, {}, {})],
-                         ids=lambda case: case.cls.name)
-def test_every_step_logs_what_a_collapse_shows_in(method: Case) -> None:
-    """Trap: long runs collapse unseen. Distances both ways, entropies, lengths, truncation, agreement, who wrote."""
-    figures = Trainer(make(method.cls, **method.params), context(small_language())).step()
-    watched = {"loss", "forward_kl", "reverse_kl", "entropy", "teacher_entropy", "agreement", "length", "truncated",
-               "reward", "student_share"}
-    assert watched <= set(figures) and all(math.isfinite(figures[name]) for name in watched)
-    assert figures["student_share"] == (0.0 if method.cls is SFT else 1.0)
-
-
-def test_the_captured_mass_is_logged_and_is_the_mass_of_the_support() -> None:
-    world = small_language()
-    ctx = context(world, support="teacher", top_k=1)
-    trainer = Trainer(make(GKD), ctx)
-    figures = trainer.step()
-    assert 1 / 3 < figures["teacher_mass"] < 1 and 0 < figures["student_mass"] < 1
-    assert "teacher_mass" not in Trainer(make(GKD), context(small_language())).step()

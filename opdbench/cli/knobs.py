@@ -9,6 +9,7 @@ from opdbench.text import table
 
 FILE = "knobs.yaml"
 SHARED = "training"
+NOBODY = {"knob": "none"}
 
 
 def read_knobs() -> dict[str, Any]:
@@ -20,13 +21,16 @@ def read_knobs() -> dict[str, Any]:
 
 
 def knobs_of(method: str) -> list[dict[str, str]]:
-    """One row a knob: of the method's own parameters, then of the settings that it shares; empty when nobody has it."""
+    """One row a knob: of the method's own parameters, then of the settings that it shares; empty when nobody has it.
+
+    A parameter that nobody else has gets a row that says so, and a framework without such a knob the knob `none`.
+    """
     content = read_knobs()
     own = content["methods"].get(method)
     if own is None:
         return []
     return [_row(parameter, entry, content["frameworks"]) for parameters in (own, content[SHARED])
-            for parameter, entries in parameters.items() for entry in entries]
+            for parameter, entries in parameters.items() for entry in entries or [NOBODY]]
 
 
 def knob_table(rows: list[dict[str, str]]) -> str:
@@ -41,7 +45,8 @@ def knob_table(rows: list[dict[str, str]]) -> str:
 
 
 def _row(parameter: str, entry: dict[str, str], frameworks: dict[str, dict[str, str]]) -> dict[str, str]:
-    framework = frameworks[entry["framework"]]
+    framework = frameworks[entry["framework"]] if "framework" in entry else {
+        "name": "nobody", "version": "", "checked": ""}
     return {"parameter": parameter, "framework": framework["name"], "version": framework["version"],
             "knob": entry["knob"], "theirs": entry.get("theirs", ""), "note": entry.get("note", ""),
             "checked": entry.get("checked", framework["checked"])}

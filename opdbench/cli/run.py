@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="NAME", help="the method as the paper has it (paper, the default), or as "
                                                          "other code does (opdbench show METHOD lists them)")
     parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
-    parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id or SB3 zip")
+    parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id, SB3 zip, or a "
+                                                           "server's address (http://HOST:PORT/v1#MODEL)")
     parser.add_argument("--trust-pickle", action="store_true",
                         help="unpickle an SB3 zip that needs it (a pickle can run any code)")
     parser.add_argument("--data", metavar="DIR", help="folder or hub id with the task's data")

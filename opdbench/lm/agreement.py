@@ -117,4 +117,5 @@ def _check_prompt(server: Server, tokenizer: Tokenizer, example: Example) -> Non
 
 
 def _shown(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    return repr(str(tokenizer.inner.decode([token for token in tokens if token in {*tokenizer.vocabulary.values()}])))
+    known = {*tokenizer.vocabulary.values()}
+    return repr(str(tokenizer.inner.decode([token for token in tokens if token in known])))

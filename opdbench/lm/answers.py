@@ -8,6 +8,8 @@ logits.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 ABOVE_ZERO = 1e-3  # of a log-probability: rounding
 ABOVE_ONE = 1e-2  # of the sum of the probabilities of some tokens: rounding
 
+_SAME = 0.1  # nats: half precision, and what else is in a batch, move a log-probability by some hundredths
+
 BY_ID = "token_id:"  # how vLLM names a token by its id among texts
 
 IdOf = Callable[[str], int | None]  # the id of a token that a server names; None where that cannot be told
@@ -25,6 +29,32 @@ IdOf = Callable[[str], int | None]  # the id of a token that a server names; Non
 
 class Nonsense(Exception):
     """An answer that cannot be true; says what is wrong with it."""
+
+
+class Identity(NamedTuple):
+    """Who answers: a model's name, and what it says about a fixed sequence.
+
+    Attributes:
+        model: the name as served.
+        probe: log-probabilities of the sequence's tokens; empty of a server that tells only text.
+    """
+
+    model: str
+    probe: tuple[float, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Over the name and the mean log-probability to a quarter of a nat: coarse, so that rounding hardly ever
+        changes it, and enough to tell most other weights under the same name."""
+        mean = sum(self.probe) / max(1, len(self.probe))
+        return hashlib.sha256(json.dumps([self.model, round(4 * mean)]).encode()).hexdigest()
+
+    def matches(self, other: Identity) -> bool:
+        """Whether both may be one model, asked twice. Finer than the checksum."""
+        if (self.model, len(self.probe)) != (other.model, len(other.probe)):
+            return False
+        distance = sum(abs(mine - theirs) for mine, theirs in zip(self.probe, other.probe, strict=True))
+        return distance <= _SAME * len(self.probe)
 
 
 class Position(NamedTuple):

@@ -84,10 +84,18 @@ class TextBridge:
     @torch.no_grad()
     def score(self, rollouts: Rollouts, head: Head) -> Scored:
         """Ask the teacher about every piece; with `head="position"`, about the t-th of its own tokens at the t-th of
-        the student's, as far as both texts go."""
+        the student's, as far as both texts go.
+
+        Raises:
+            UserError: none of what was written can be compared, so that there is nothing to learn from.
+        """
         host = rollouts.to("cpu")
         texts = [self._text(*completion_of(host, index), prompt, head)
                  for index, prompt in enumerate(self._prompts(host))]
+        if rollouts.n_rows and not any(text.pieces for text in texts):
+            raise UserError(f"none of the {rollouts.n_rows} tokens written in this step can be compared: the teacher's "
+                            "tokenizer changes or drops this text, or its context is too short for it",
+                            "choose a teacher that reads what the student writes")
         columns, problems = _columns(rollouts, texts, head), self._problems(host)
         for start in range(0, len(texts), self.teacher_batch):
             part = range(start, min(start + self.teacher_batch, len(texts)))

@@ -20,6 +20,7 @@ KEY = "OPENAI_API_KEY"  # where the key is read from, as OpenAI's own client doe
 ATTEMPTS = 5
 PATIENCE = 3  # time-outs that a question may last in all
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # what may be otherwise a moment later
+_FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
 _LONGEST_WAIT = 30.0  # seconds between attempts, whatever a server asks for
 _CONNECTING = 10.0  # seconds that it may take until somebody listens
 _LARGEST_ANSWER = 2**30
@@ -84,7 +85,7 @@ class Endpoint:
         place = self._base.removesuffix("/v1") + path[1:] if path.startswith("//") else self._base + path
         end = time.monotonic() + PATIENCE * self.timeout
         for attempt in range(1, self.attempts + 1):
-            wait = min(2.0 ** (attempt - 2), _LONGEST_WAIT)
+            wait = min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
             try:
                 answer = self._exchange(place, payload)
             except (OSError, http.client.HTTPException) as error:
@@ -115,7 +116,10 @@ class Endpoint:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=min(self.timeout, _CONNECTING))
         began, expired = time.monotonic(), threading.Event()
-        connection.connect()
+        try:
+            connection.connect()
+        except TimeoutError:
+            raise OSError(f"nobody answered within {connection.timeout:g} s") from None
         channel: socket.socket = connection.sock
         channel.settimeout(self.timeout)
 
@@ -162,7 +166,7 @@ class Endpoint:
             raise Refused(answer.status, _words(answer.content))
         try:
             return json.loads(answer.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UserError(f"the server at {self.url} answers {place} with something that is not JSON: "
                             f"{_words(answer.content)!r}",
                             "the address must be that of an OpenAI-compatible server, such as "
@@ -188,7 +192,7 @@ def _words(content: bytes) -> str:
         error = said.get("error", said) if isinstance(said, dict) else said
         message = error.get("message", error) if isinstance(error, dict) else error
         text = message if isinstance(message, str) else json.dumps(message)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return " ".join(text.split())[:300] or "nothing"
 

@@ -75,7 +75,8 @@ def to_rollouts(prompts: Sequence[Sequence[int]], completions: Sequence[Completi
         logp_rows.append([float("nan")] * before + completion.logps + [float("nan")] * after)
     source_bt = torch.tensor(source_rows, dtype=torch.uint8)
     ended_b = torch.tensor([completion.ended for completion in completions])
-    return Rollouts(input_bt=torch.tensor(input_rows), action_bt=torch.tensor(action_rows), source_bt=source_bt,
+    input_bt, action_bt = (torch.tensor(rows, dtype=torch.int64) for rows in (input_rows, action_rows))
+    return Rollouts(input_bt=input_bt, action_bt=action_bt, source_bt=source_bt,
                     behaviour_logp_bt=torch.tensor(logp_rows, dtype=torch.float32),
                     reward_bt=torch.zeros(source_bt.shape), done_bt=last_decision(source_bt) & ended_b[:, None],
                     length_b=torch.tensor([len(sequence) - 1 for sequence in sequences]), truncated_b=~ended_b)

@@ -82,18 +82,11 @@ class RemoteTeacher:
                        context_length=asked.context_length)
         kept = None
         if cache is not None:
-            kept = Cache(cache, Asked(source.model, source.identity(), vocabulary, top_k, source.longest))
+            who = source.identity()
+            kept = Cache(cache, Asked(who.model, who.probe, who.sha256, vocabulary, top_k, source.longest))
         teacher = cls(source, kept, tokenizer, n_actions=n_actions, top_k=top_k, context_length=source.longest)
         check(source, tokenizer, teacher.names, examples)
         return teacher
-
-    def describe(self) -> str:
-        """One line: the model, and where its answers come from."""
-        kept = "" if self.cache is None else f"answers kept in {self.cache.folder} ({len(self.cache.scores)} sequences)"
-        if self.server is None:
-            assert self.cache is not None
-            return f"{self.cache.asked.teacher}, {kept}"
-        return self.server.describe() + (f"; {kept}" if kept else "")
 
     # ------------------------------------------------------------------------------------------------------- scoring
 
@@ -286,8 +279,8 @@ def _temperature(actor: Actor) -> float:
     if isinstance(actor, Mixture) and not actor.uses_student:
         return actor.teacher_temperature
     raise UserError("this method lets teacher and student choose tokens in turn or together, and a teacher over HTTP "
-                    "writes whole completions", "choose settings in which one of them writes alone, or pass the "
-                                                "teacher's weights")
+                    "writes whole completions", "choose settings in which one of them writes alone "
+                                                "(opdbench show METHOD), or pass the teacher's weights")
 
 
 def _span(rollouts: Rollouts, trajectory: int) -> _Span:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opdbench.errors import UserError
+from opdbench.lm.answers import Identity
 from opdbench.store import write_atomically, writing
 
 MANIFEST = "teacher_cache.json"
@@ -37,17 +38,23 @@ class Asked(NamedTuple):
     """Whose answers a cache holds.
 
     Attributes:
-        teacher: the model's name as served; `teacher_sha256` its identity.
+        teacher: the model's name as served, and `probe` what it said of a fixed sequence: its identity.
+        teacher_sha256: the checksum of that identity when it was first asked; the name of the teacher in recipes.
         vocabulary_sha256: of the local tokenizer's vocabulary, which gives token ids their meaning.
         top_k: tokens a position.
         context_length: of the teacher, in tokens; None where it is not known.
     """
 
     teacher: str
+    probe: tuple[float, ...]
     teacher_sha256: str
     vocabulary_sha256: str
     top_k: int
     context_length: int | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.teacher, self.probe)
 
 
 class Cache:
@@ -96,7 +103,7 @@ def read_manifest(folder: Path) -> Asked:
     """
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-        asked = Asked(**content["asked"])
+        asked = Asked(**{**content["asked"], "probe": tuple(map(float, content["asked"]["probe"]))})
         whole = content == json.loads(_manifest(asked))
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
@@ -237,11 +244,19 @@ def _manifest(asked: Asked) -> bytes:
     return (json.dumps({**content, "sha256": checksum}, indent=1) + "\n").encode()
 
 
+def require_identity(folder: Path, has: Asked, now: Identity) -> None:
+    """
+    Raises:
+        UserError: the answers in the cache are another's than of who answers now.
+    """
+    if not has.identity.matches(now):
+        other = f"{has.teacher!r}" if has.teacher != now.model else "the name is the same, the weights are others"
+        raise UserError(f"the teacher cache {folder} holds the answers of another teacher than {now.model!r}: {other}",
+                        "name another folder with --set teacher_cache=DIR")
+
+
 def _require_same(folder: Path, has: Asked, wants: Asked) -> None:
-    if has.teacher_sha256 != wants.teacher_sha256:
-        other = f"{has.teacher!r}" if has.teacher != wants.teacher else "other weights, or another way of telling"
-        raise UserError(f"the teacher cache {folder} holds the answers of another teacher than {wants.teacher!r}: "
-                        f"{other}", "name another folder with --set teacher_cache=DIR")
+    require_identity(folder, has, wants.identity)
     if has.vocabulary_sha256 != wants.vocabulary_sha256:
         raise UserError(f"the teacher cache {folder} was made with another tokenizer than the student's",
                         "name another folder with --set teacher_cache=DIR")

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UserError
-from opdbench.lm.remote_cache import is_cache, read_manifest
+from opdbench.lm.remote_cache import is_cache, read_manifest, require_identity
 from opdbench.lm.server import Server, is_address
 from opdbench.schema.spec import Execution, ModelRef, Training
 from opdbench.task import LanguageTask, Task
+
+_NEEDED = {Needs.ACTION: "most likely tokens", Needs.SAMPLED: "log-probabilities", Needs.FULL: "whole distribution",
+           Needs.HIDDEN: "hidden states"}
 
 
 class Remote(NamedTuple):
@@ -50,7 +53,7 @@ def teacher(reference: str, method: Distiller, task: Task, training: Training, e
                             f"{top_k}", f"--set top_k={most}, or let the server tell more (vLLM: --max-logprobs "
                                         f"{top_k})")
         name = f"{server.url}#{server.model}"
-        return ModelRef(reference=name, sha256=server.identity()), Remote(name, top_k)
+        return ModelRef(reference=name, sha256=_sha256(server, execution)), Remote(name, top_k)
     _check_needs(method, training, None)
     folder = Path(reference).expanduser()
     has, top_k = read_manifest(folder), _top_k(method, training)
@@ -66,6 +69,16 @@ def connect(reference: str, execution: Execution) -> Server:
     return Server(reference, timeout=execution.teacher_timeout, parallel=execution.teacher_requests)
 
 
+def _sha256(server: Server, execution: Execution) -> str:
+    """The server's checksum; as the cache has it, where there is one, since what a server says moves a little."""
+    now, folder = server.identity(), Path(execution.teacher_cache or "").expanduser()
+    if execution.teacher_cache is None or not is_cache(folder):
+        return now.sha256
+    kept = read_manifest(folder)
+    require_identity(folder, kept, now)
+    return kept.teacher_sha256
+
+
 def _top_k(method: Distiller, training: Training) -> int:
     return {Needs.FULL: training.top_k, Needs.ACTION: 1}.get(method.requires(), 0)
 
@@ -75,11 +88,11 @@ def _check_needs(method: Distiller, training: Training, server: Server | None) -
     if needs in (Needs.NOTHING, Needs.TEXT):
         return
     if server is not None and server.way.dialect == "text":
-        raise UserError(f"{method.name} needs from its teacher: {needs}; the server at {server.url} tells only text "
-                        f"({server.why_text_only()})",
+        raise UserError(f"{method.name} needs its teacher's {_NEEDED[needs]}; the server at {server.url} tells only "
+                        f"text ({server.why_text_only()})",
                         "serve the model with vLLM, or choose a method that learns from text (opdbench list methods)")
     if needs == Needs.HIDDEN or (needs == Needs.FULL and not method.compares):
-        raise UserError(f"{method.name} needs from its teacher: {needs}; over HTTP a teacher tells only its most "
+        raise UserError(f"{method.name} needs its teacher's {_NEEDED[needs]}; over HTTP a teacher tells only its most "
                         "likely tokens", "pass the teacher's weights as a folder or hub id, or choose another method")
     if needs == Needs.FULL and training.support != "teacher":
         known = training.top_k if server is None else server.most(training.top_k)

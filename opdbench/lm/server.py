@@ -6,8 +6,6 @@ assumed of a server's name or version.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from opdbench.errors import UserError, nearest
 from opdbench.lm import answers
-from opdbench.lm.answers import IdOf, Nonsense, Position, Scores, Written
+from opdbench.lm.answers import Identity, IdOf, Nonsense, Position, Scores, Written
 from opdbench.lm.endpoint import Endpoint, Refused
 
 Dialect = Literal["prompt_logprobs", "echo", "text"]
@@ -69,26 +67,16 @@ class Server:
         """The longest sequence that it scores, in tokens: some servers want room for one more."""
         return None if self.context_length is None else self.context_length - self.way.max_tokens
 
-    def describe(self) -> str:
-        """One line: the model, where, and what it tells."""
-        tells = {"text": "text only"}.get(self.way.dialect, f"log-probabilities ({self.way.dialect})")
-        return f"{self.model} at {self.url}, {tells}"
-
     def why_text_only(self) -> str:
         """What it says to a question for log-probabilities."""
         return f"asked for more it says: {self._no}" if self._no else "asked for more it answers without"
 
-    def identity(self) -> str:
-        """sha256 over the model's name and what it says about a fixed sequence: the most likely token at every place,
-        and the sequence's log-probability in whole nats. Coarse, so that rounding does not change it, and enough to
-        tell another model, or other weights, under one name. Of a server that tells only text: over the name."""
-        said: list[Any] = [self.model]
-        if self.way.dialect != "text":
-            with self._checked():
-                positions = self._ask([PROBE], 1)[0]
-            said.append([max(position.others, key=lambda pair: pair[1])[0] for position in positions])
-            said.append(round(sum(position.logp for position in positions)))
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    def identity(self) -> Identity:
+        """Who it is, asked now."""
+        if self.way.dialect == "text":
+            return Identity(self.model, ())
+        with self._checked():
+            return Identity(self.model, tuple(position.logp for position in self._ask([PROBE], 0)[0]))
 
     def most(self, wanted: int) -> int:
         """How many of its most likely tokens it tells: `wanted`, or the largest of the usual limits that is less."""

@@ -198,7 +198,7 @@ class LanguageWorld:
         if len(prompt) + horizon > room:
             raise UserError(f"problem {example.id} of {self.task.id} has a prompt of {len(prompt)} tokens, which with "
                             f"{horizon} new ones exceeds the models' context of {room}",
-                            "lower max_new_tokens, or pass models with a longer context")
+                            "--set horizon=N shortens completions in training; or pass models with a longer context")
         return prompt
 
     def _solution(self, example: Example) -> str:

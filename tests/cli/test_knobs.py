@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -29,7 +30,8 @@ def test_every_parameter_of_a_mapped_method_is_there_and_nothing_else(method: st
 
 
 def test_the_methods_that_frameworks_have_and_the_settings_that_decide_are_mapped() -> None:
-    assert {"gkd", "opd", "kd", "minillm", "distillm", "distillm2", "grpo", "seqkd"} <= set(CONTENT["methods"])
+    assert {"gkd", "opd", "kd", "minillm", "distillm", "distillm2", "grpo", "seqkd", "gold", "uld"} <= set(
+        CONTENT["methods"])
     decisive = {"temperature", "loss_temperature", "support", "top_k", "tail", "reduction", "lr"}
     assert decisive <= set(CONTENT["training"]) <= set(Training.model_fields)
 
@@ -43,29 +45,50 @@ def test_an_entry_has_a_known_framework_and_only_text(place: str, parameter: str
     assert CONTENT["frameworks"][entry["framework"]]["checked"] in ("installed", "code", "notes")
 
 
+@pytest.mark.parametrize("parameter", CONTENT["methods"]["gkd"])
+def test_of_gkd_every_framework_says_what_it_calls_a_parameter_or_that_it_has_none(parameter: str) -> None:
+    named = {entry["framework"] for entry in CONTENT["methods"]["gkd"][parameter]}
+    assert named >= {"trl", "swift", "verl", "nemo", "liger", "kdflow", "distillm"}
+
+
+def test_no_knob_is_said_with_what_is_done_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all("note" in entry and "theirs" not in entry for _, _, entry in ENTRIES if entry["knob"] == "none")
+    assert main(["show", "minillm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["own_reward", "nobody", "none"] for line in lines)
+    assert any("none" in line and "no MiniLLM trainer" in line for line in lines)
+
+
 @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed (pip install -e '.[test]')")
-def test_trls_knobs_are_fields_of_its_configuration_classes() -> None:
+def test_trls_knobs_are_fields_of_its_configuration_classes_with_the_defaults_that_notes_give() -> None:
     """In a process of its own: importing TRL takes seconds and stays in memory."""
-    named = sorted({entry["knob"] for _, _, entry in ENTRIES if entry["framework"] == "trl"})
-    assert len(named) > 15
+    entries = [entry for _, _, entry in ENTRIES if entry["framework"] == "trl" and entry["knob"] != "none"]
+    assert len({entry["knob"] for entry in entries}) > 25
     done = subprocess.run([sys.executable, "-c", FIELDS], capture_output=True, text=True, check=True,
                           env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"})
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["version"] == CONTENT["frameworks"]["trl"]["version"]
-    missing = [knob for knob in named if knob.split(".")[1] not in found["fields"][knob.split(".")[0]]]
-    assert not missing
+    fields = {f"{name}.{field}": default for name, own in found["fields"].items() for field, default in own.items()}
+    assert [entry["knob"] for entry in entries if entry["knob"] not in fields] == []
+    stated = [(entry["knob"], float(match["after"] or match["before"])) for entry in entries
+              if (match := DEFAULT.search(entry.get("note", "")))]
+    assert len(stated) > 8 and stated == [(knob, fields[knob]) for knob, _ in stated]
 
 
+DEFAULT = re.compile(r"default (is )?(?P<after>[\d.]*\d)|(?P<before>[\d.]+) by default")
 FIELDS = """
 import dataclasses, json, trl
 from trl import DistillationConfig, GRPOConfig
 from trl.experimental.async_distillation import AsyncDistillationConfig
 from trl.experimental.gkd import GKDConfig
+from trl.experimental.gold import GOLDConfig
 from trl.experimental.sdpo import SDPOConfig
 from trl.experimental.server_distillation import ServerDistillationConfig
-classes = (DistillationConfig, GRPOConfig, AsyncDistillationConfig, GKDConfig, SDPOConfig, ServerDistillationConfig)
-print(json.dumps({"version": trl.__version__, "fields": {
-    cls.__name__: [field.name for field in dataclasses.fields(cls)] for cls in classes}}))
+classes = (DistillationConfig, GRPOConfig, AsyncDistillationConfig, GKDConfig, GOLDConfig, SDPOConfig,
+           ServerDistillationConfig)
+print(json.dumps({"version": trl.__version__, "fields": {cls.__name__: {
+    field.name: field.default if isinstance(field.default, (int, float)) else None
+    for field in dataclasses.fields(cls)} for cls in classes}}))
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from opdbench import run
@@ -13,7 +14,7 @@ from opdbench.lm.remote import RemoteTeacher
 from opdbench.lm.server import Server
 from opdbench.lm.world import LanguageWorld
 from opdbench.models import shipped_models
-from opdbench.resolve import Request, resolve
+from opdbench.resolve import Plan, Request, resolve
 from opdbench.rollouts import Rollouts
 from opdbench.schema.record import Record
 from opdbench.store import RunFolder
@@ -43,9 +44,16 @@ def some_rollouts(student: LanguagePolicy, n: int = 6) -> Rollouts:
     return world(student).rollout(Student(), n=n, horizon=12, generator=torch.Generator().manual_seed(3))
 
 
-def execute(method: str, teacher: str | None, results: Path, *settings: str) -> tuple[Record, RunFolder]:
-    """Three steps on chain-sum."""
-    plan = resolve(Request(method=method, task="chain-sum", settings=(*QUICK, *settings), budget=("steps=3",),
-                           teacher=teacher))
+def planned(method: str, teacher: str | None, *settings: str, student: str | None = None) -> Plan:
+    """Three steps on a few problems of chain-sum: drawing all 10,000 takes longer than such a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChainSum, "sizes", {"train": 100, "validation": 5, "test": 20})
+        return resolve(Request(method=method, task="chain-sum", settings=(*QUICK, *settings), budget=("steps=3",),
+                               teacher=teacher, student=student))
+
+
+def execute(method: str, teacher: str | None, results: Path, *settings: str, student: str | None = None
+            ) -> tuple[Record, RunFolder]:
+    plan = planned(method, teacher, *settings, student=student)
     folder = run.run_folder(results, plan.spec.recipe)
     return run.execute(plan, folder, Watcher()), folder

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from opdbench.lm import endpoint
 from opdbench.lm.model import load
 from opdbench.lm.policy import LanguagePolicy
 from tests.lm import asking, models
@@ -40,8 +41,9 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def server(process: Running) -> Running:
-    """It, in good order."""
+def server(process: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
+    """It, in good order; who asks it does not wait long between attempts."""
+    monkeypatch.setattr(endpoint, "_FIRST_WAIT", 0.01)
     process.set()
     return process
 

@@ -16,11 +16,11 @@ from opdbench.lm.tokenizer import Tokenizer
 
 _WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|""" \
          r"""\s*[\r\n]+|\s+(?!\S)|\s+"""
-_JSON = {"neox": "gptneox_pythia_olmo", "mistral": "mistral", "t5": "t5", "phi2": "phi2", "tinyllama": "tinyllama"}
+_JSON = {"neox": "gptneox_pythia_olmo", "mistral": "mistral", "t5": "t5"}
 NAMES = ("gpt2", "qwen", "cl100k", *_JSON)
 LOSSY = ("t5", "neox")  # they normalise what they read
 END = {"gpt2": "<|endoftext|>", "qwen": "<|im_end|>", "cl100k": "<|endoftext|>", "neox": "<|endoftext|>",
-       "mistral": "</s>", "t5": "</s>", "phi2": "<|endoftext|>", "tinyllama": "</s>"}
+       "mistral": "</s>", "t5": "</s>"}
 
 
 @cache
@@ -50,8 +50,8 @@ def _tiktoken(file: Path, *, digits: str, nfc: bool) -> Backend:
     """tiktoken joins any two neighbours whose union has a rank, lowest first: as merges, every way to halve a token."""
     surface = [_surface(base64.b64decode(line.split()[0])) for line in _text(file).splitlines()]
     rank = {token: index for index, token in enumerate(surface)}
-    merges = [(token[:cut], token[cut:]) for token in surface for cut in range(1, len(token))
-              if token[:cut] in rank and token[cut:] in rank]
+    merges = [(left, right) for token in surface for cut in range(1, len(token))
+              if (left := token[:cut]) in rank and (right := token[cut:]) in rank]
     backend = Backend(models.BPE(rank, merges))
     if nfc:
         backend.normalizer = normalizers.NFC()

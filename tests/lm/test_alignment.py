@@ -17,7 +17,7 @@ from opdbench.lm.alignment import Piece, Reading, Speller, align
 from opdbench.lm.tokenizer import Tokenizer
 from tests.lm import real_tokenizers
 
-PAIRS = list(combinations(("gpt2", "qwen", "cl100k", "neox", "mistral", "t5"), 2))
+PAIRS = list(combinations(real_tokenizers.NAMES, 2))
 ADVERSARIAL = {
     "empty": "",
     "accents": "déjà vu, Ångström, ñandú, Čeština, Tiếng Việt",

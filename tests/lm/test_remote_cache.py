@@ -14,7 +14,7 @@ import pytest
 from opdbench.errors import UserError
 from opdbench.lm.remote_cache import MANIFEST, Asked, Cache, Table, is_cache, key, read_manifest
 
-ASKED = Asked("m", "1" * 64, "2" * 64, top_k=2, context_length=128)
+ASKED = Asked("m", (-1.0, -2.5), "1" * 64, "2" * 64, top_k=2, context_length=128)
 
 
 def rows(n: int, seed: int = 0) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_a_second_cache_sees_what_the_first_adds_and_nothing_is_kept_twice(tmp_p
 
 def add_all(folder: Path, worker: int) -> None:
     table = Cache(folder, ASKED).scores
-    for number in range(20):
+    for number in range(8):
         table.add([entry(number), entry(1000 * worker + number)])
 
 
@@ -80,8 +80,8 @@ def test_processes_may_write_at_one_time(tmp_path: Path) -> None:
         worker.join()
         assert worker.exitcode == 0
     table = Cache(tmp_path, ASKED).scores
-    assert len(table) == 20 + 3 * 20
-    for number in [*range(20), *(1000 * worker + index for worker in (1, 2, 3) for index in range(20))]:
+    assert len(table) == 8 + 3 * 8
+    for number in [*range(8), *(1000 * worker + index for worker in (1, 2, 3) for index in range(8))]:
         found = table.find(entry(number)[0])
         assert found is not None and equal(found[0], entry(number)[1])
 
@@ -136,8 +136,9 @@ def test_an_altered_manifest_is_refused(tmp_path: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize(("other", "wrong"), [
-    ({"teacher_sha256": "3" * 64, "teacher": "n"}, "holds the answers of another teacher than 'n': 'm'"),
-    ({"teacher_sha256": "3" * 64}, "another teacher than 'm': other weights"),
+    ({"teacher": "n"}, "holds the answers of another teacher than 'n': 'm'"),
+    ({"probe": (-1.0, -3.0)}, "another teacher than 'm': the name is the same, the weights are others"),
+    ({"probe": ()}, "another teacher than 'm'"),
     ({"vocabulary_sha256": "3" * 64}, "was made with another tokenizer"),
     ({"top_k": 3}, "holds the 2 most likely tokens of a position, and 3 are wanted"),
 ])

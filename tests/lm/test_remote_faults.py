@@ -17,7 +17,7 @@ from opdbench.lm.remote import RemoteTeacher
 from opdbench.lm.server import Server
 from opdbench.lm.tokenizer import Tokenizer
 from opdbench.task import Example
-from tests.lm.asking import SERVED, TEMPLATE, TOLD, execute, remote, some_rollouts
+from tests.lm.asking import SERVED, TEMPLATE, TOLD, execute, planned, remote, some_rollouts
 from tests.lm.completions_server import FAULTS, MODEL, Running
 
 
@@ -28,6 +28,7 @@ from tests.lm.completions_server import FAULTS, MODEL, Running
     ("gkd", (*TOLD, "loss_temperature=2"), {}, "not known at loss_temperature=2", "--set tail=renormalise"),
     ("gkd", TOLD, {"dialect": "text"}, "tells only text", "learns from text"),
     ("opd", ("estimator=sampled",), {"dialect": "text"}, "tells only text", "learns from text"),
+    ("ammd", (), {}, "needs its teacher's whole distribution; over HTTP", "pass the teacher's weights"),
     ("gkd", TOLD, {"name": "elsewhere"}, f"does not serve '{MODEL}'", "elsewhere"),
     ("gkd", TOLD, {"key": "sk-1"}, "wants a key, and none was given", "OPENAI_API_KEY"),
     ("gkd", TOLD, {"context": 40}, "exceeds the models' context of 39", "longer context"),
@@ -39,6 +40,17 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     server.set(**options)
     with pytest.raises(UserError, match=wrong) as raised:
         execute(method, server.reference, tmp_path, *settings, "teacher_timeout=5")
+    assert fix in str(raised.value.fix)
+
+
+@pytest.mark.parametrize(("teacher", "settings", "wrong", "fix"), [
+    (None, ("teacher_cache=answers",), "this run asks none", "--teacher http://HOST:PORT"),
+    ("localhost:8000/v1", TOLD, "looks like the address of a server", "--teacher http://localhost:8000/v1"),
+])
+def test_what_is_meant_for_a_server_needs_one(teacher: str | None, settings: tuple[str, ...], wrong: str, fix: str
+                                              ) -> None:
+    with pytest.raises(UserError, match=wrong) as raised:
+        planned("gkd", teacher, *settings)
     assert fix in str(raised.value.fix)
 
 
@@ -59,10 +71,10 @@ def test_every_fault_is_tried() -> None:
 
 @pytest.mark.parametrize("fault", BAD)
 def test_a_server_that_goes_bad_is_named(server: Running, student: LanguagePolicy, fault: str) -> None:
-    it = RemoteTeacher(Server(server.reference, timeout=0.4), None, student.tokenizer, n_actions=student.n_actions,
-                       top_k=8)
+    it = RemoteTeacher(Server(server.reference), None, student.tokenizer, n_actions=student.n_actions, top_k=8)
     assert it.server is not None
     it.server.endpoint.attempts = 2
+    it.server.endpoint.timeout = 0.3 if fault in ("slow", "drip") else 20.0
     server.set(fault=fault)
     with pytest.raises(UserError, match=BAD[fault]) as raised:
         it.columns(some_rollouts(student, 2), Needs.FULL, 8)

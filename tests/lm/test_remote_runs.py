@@ -15,10 +15,11 @@ from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.lm.policy import LanguagePolicy
 from opdbench.lm.remote import RemoteTeacher
+from opdbench.lm.remote_cache import Cache, read_manifest
 from opdbench.lm.server import Server
 from opdbench.schema.record import Record
 from opdbench.store import RunFolder
-from tests.lm.asking import TOLD, execute, some_rollouts
+from tests.lm.asking import TOLD, execute, planned, some_rollouts
 from tests.lm.completions_server import MODEL, Running
 
 
@@ -121,5 +122,21 @@ def test_a_run_that_its_server_left_goes_on(whole: Whole, server: Running, tmp_p
 def test_one_model_is_one_teacher_wherever_it_is(server: Running) -> None:
     first, again = Server(server.reference).identity(), Server(server.address).identity()
     assert first == again
+    server.set(dialect="openai")
+    assert Server(server.address).identity().matches(first)
     server.set(name="other")
-    assert Server(server.address).identity() != first
+    other = Server(server.address).identity()
+    assert not other.matches(first) and other.sha256 != first.sha256
+
+
+def test_a_cache_says_who_its_server_is_though_that_answers_a_little_otherwise(whole: Whole, server: Running,
+                                                                              tmp_path: Path) -> None:
+    """Half precision and other batches move what a server says; a checksum alone would make another teacher of it."""
+    kept = read_manifest(whole.cache)
+    moved = kept._replace(probe=tuple(logp - 0.02 for logp in kept.probe), teacher_sha256="1" * 64)
+    Cache(tmp_path / "cache", moved)
+    teacher = planned("gkd", server.reference, *TOLD, f"teacher_cache={tmp_path / 'cache'}").spec.recipe.teacher
+    assert teacher is not None and teacher.sha256 == "1" * 64
+    Cache(tmp_path / "other", kept._replace(probe=tuple(logp - 0.2 for logp in kept.probe)))
+    with pytest.raises(UserError, match="the name is the same, the weights are others"):
+        planned("gkd", server.reference, *TOLD, f"teacher_cache={tmp_path / 'other'}")
