@@ -33,10 +33,10 @@ class GOLD(Distiller):
     Deviations from the paper:
         There is a report and TRL's code (trl/experimental/gold), and no paper. M mixes up different events: where a
         teacher writes "12" in one token, its "1" is unlikely, and P_M tells a student that writes digit by digit that a
-        number cannot begin so (on chain-sum this ruins the student). Hence `match=text`, ours, the default: how the
-        text goes on, in the student's tokens. A teacher's token counts for the one that it begins with; inside it, what
-        may follow is known from the teacher's longer and shorter tokens. Exact where the student's tokens are the finer
-        ones; where they are coarser, a piece of several of the teacher's tokens is one event, given how it begins.
+        number cannot begin so. Hence `match=text`, ours, the default: how the text goes on, in the student's tokens. A
+        teacher's token counts for the one that it begins with; inside it, what may follow is known from the teacher's
+        longer and shorter tokens. Exact where the student's tokens are the finer ones; where they are coarser, a piece
+        of several of the teacher's tokens is one event, given how it begins.
         In `match=tokens` JSD is of M and one event for all else (TRL: of M alone, unnormalised, clamped at 1e-8), M are
         tokens that spell the same bytes (TRL: the same surface, so that "Ġthe" is not "▁the"), and what the teacher
         cannot read (special tokens in the text) has probability zero instead of being free. End tokens are compared
