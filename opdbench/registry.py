@@ -15,7 +15,8 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -149,8 +150,14 @@ def _entries(kind: Kind, plugins: Sequence[str | Path]) -> list[_Entry]:
 
 
 def _installed(kind: Kind, point: EntryPoint) -> _Entry:
-    package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed package"
+    package = _package(point.dist) if point.dist else "an unnamed package"
     return _Entry(kind, point.name, point.module, point.attr, package)
+
+
+@lru_cache(maxsize=16)
+def _package(distribution: Distribution) -> str:
+    """Name and version: reading them parses the whole metadata, which holds the README, each time."""
+    return f"{distribution.metadata['Name']} {distribution.version}"
 
 
 def _scratch(kind: Kind, file: Path) -> Iterable[_Entry]:

@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,23 @@ class ClassSource:
     def name(self) -> str:
         return self.node.name
 
-    def lineage(self) -> Iterator[ClassSource]:
+    @cached_property
+    def lineage(self) -> list[ClassSource]:
         """The class, then its bases depth first, as far as their source can be found."""
-        todo, seen = [self], set()
+        todo, found = [self], {}
         while todo:
             current = todo.pop(0)
-            if (key := (current.file.module, current.name)) not in seen:
-                seen.add(key)
-                yield current
+            if (key := (current.file.module, current.name)) not in found:
+                found[key] = current
                 todo = [*current._bases(), *todo]
+        return list(found.values())
 
     def descends_from(self, module: str, name: str) -> bool:
-        return any((base.file.module, base.name) == (module, name) for base in self.lineage() if base is not self)
+        return any((base.file.module, base.name) == (module, name) for base in self.lineage[1:])
 
     def value(self, attribute: str) -> Any:
         """The class attribute as a Python value, own or inherited; None when it is not assigned anywhere."""
-        return next((value for cls in self.lineage() if (value := cls.own_value(attribute)) is not None), None)
+        return next((value for cls in self.lineage if (value := cls.own_value(attribute)) is not None), None)
 
     def own_value(self, attribute: str) -> Any:
         node = _assigned(self.node.body, attribute)
@@ -137,16 +138,31 @@ def find_class(file: SourceFile, dotted: str, _depth: int = 0) -> ClassSource:
 
 def _imports(file: SourceFile, bound: str) -> Iterator[tuple[str, str]]:
     """What the name `bound` was imported as: (module, name in it), the name empty for a whole module."""
-    for node in ast.walk(file.tree):
+    for node in _import_statements(file.tree):
         if isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names if (alias.asname or alias.name) == bound]
             yield from ((_absolute(node, file), name) for name in names)
-        elif isinstance(node, ast.Import):
+        else:
             for alias in node.names:
                 if alias.asname == bound:
                     yield alias.name, ""
                 elif alias.asname is None and alias.name.partition(".")[0] == bound:
                     yield bound, ""
+
+
+@lru_cache(maxsize=256)
+def _import_statements(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in _statements(tree.body) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when a module is imported, those in `if` and `try` among them."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _statements([*statement.body, *statement.orelse])
+        for handler in getattr(statement, "handlers", ()):
+            yield from _statements(handler.body)
 
 
 def _absolute(node: ast.ImportFrom, file: SourceFile) -> str:
