@@ -23,7 +23,7 @@ from opdbench.optimizer import Optimizer
 from opdbench.output_layer import summed_in_place
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights
+from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights, visited
 
 
 class Trainer:
@@ -66,7 +66,7 @@ class Trainer:
             ctx.ledger.steps += 1
         if ctx.world.teacher is not None and ctx.world.bridge is None and not meter.knows_distance:
             self._measure_distance(collected, ctx.world.teacher, meter)
-        return meter.summary()
+        return {**meter.summary(), **ctx.notes}
 
     @torch.no_grad()
     def _measure_distance(self, rollouts: Rollouts, teacher: Policy, meter: StepMeter) -> None:
@@ -80,7 +80,11 @@ class Trainer:
         meter.add_distance(table.chunk(features_nh[:SAMPLE], 0, min(SAMPLE, len(features_nh))))
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
-        """One optimizer step on one minibatch, in micro-batches."""
+        """One optimizer step on one minibatch, in micro-batches. One that a method has left no row in is counted, and
+        moves nothing: neither the weights nor the optimizer's moments."""
+        if not minibatch.n_rows:
+            self.ctx.note("empty_minibatches", 1)
+            return
         self.optimizer.zero_grad()
         weight_n = row_weights(minibatch, self.ctx.training.reduction)
         for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
@@ -108,13 +112,14 @@ class Trainer:
         backward stops there, and the student's body is differentiated once, with the summed gradient."""
         if not len(weight_n):
             return
-        student, teacher = self.ctx.student, self.ctx.world.teacher
-        features_nh = student.features(micro.input_bt, micro.length_b)[micro.mask_bt]
+        student, teacher = self.ctx.student, self.ctx.teacher
+        features_nh, layers_nlh = visited(student, micro)
         table = RowTable(micro, student.project, None if teacher is None else teacher.project, self.ctx.comparison)
         chunk = self.ctx.execution.rows_at_once(student.n_actions) if self.method.row_wise else len(weight_n)
         if len(weight_n) <= chunk:
-            self._backward(table.chunk(features_nh, 0, len(weight_n)), weight_n, meter)
+            self._backward(table.chunk(features_nh, 0, len(weight_n), layers_nlh), weight_n, meter)
             return
+        assert layers_nlh is None, "a loss on layers needs row_wise = False"
         leaf_nh = features_nh.detach().requires_grad_()
         with summed_in_place():
             for start in range(0, len(weight_n), chunk):
