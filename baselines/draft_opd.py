@@ -64,7 +64,7 @@ class DraftOPD(Distiller):
         parts = [(coefficient, part_bt / part_bt.sum()) for coefficient, part_bt in (
             (self.params.accepted, accepted_bt), (self.params.rejected, rejected_bt)) if part_bt.sum() > 0]
         total = sum(coefficient for coefficient, _ in parts)
-        return mask_bt.sum() * sum(coefficient / total * part_bt for coefficient, part_bt in parts)
+        return mask_bt.sum() * torch.stack([coefficient / total * part_bt for coefficient, part_bt in parts]).sum(0)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         pair, accepted_n = rows.pair(), rows.columns["accepted"]
@@ -78,7 +78,7 @@ def places_after_rejection(passed_bt: Tensor, mask_bt: Tensor, block: int) -> Te
     place_bt = torch.full(mask_bt.shape, -1, dtype=torch.int64, device=mask_bt.device)
     for row, mask_t in enumerate(mask_bt):
         passed_n = passed_bt[row][mask_t]
-        parts = [(~part_m).cummax(0).values.cumsum(0) - 1 for part_m in passed_n.split(block)]
+        parts = [(~part_m).cummax(0).values.cumsum(0) - 1 for part_m in torch.split(passed_n, block)]
         if len(passed_n):
             place_bt[row, mask_t] = torch.cat(parts)
     return place_bt

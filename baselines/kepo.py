@@ -46,7 +46,7 @@ class KEPO(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping
         attempts: int = Field(5, ge=1, description="times that a failed group is given hints")
 
     def collect(self, ctx: Context) -> Rollouts:
-        rollouts = super().collect(ctx)
+        rollouts: Rollouts = super().collect(ctx)
         failed = failed_groups(rollouts)
         ctx.note("groups_failed", len(failed))
         for _ in range(self.params.attempts if self.params.hint else 0):
@@ -76,7 +76,8 @@ class KEPO(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
         succeeded_b = succeeded(rollouts).to(torch.float32)
-        return super().prepare(rollouts, ctx).with_columns(per_trajectory={"succeeded": succeeded_b})
+        prepared: Rollouts = super().prepare(rollouts, ctx)
+        return prepared.with_columns(per_trajectory={"succeeded": succeeded_b})
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         reward, gate_n = super().loss(rows, ctx), rows.columns["succeeded"]

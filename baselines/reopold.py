@@ -48,7 +48,7 @@ class REOPOLD(Distiller):
 
     @property
     def floor(self) -> float:
-        return math.log(self.params.mixture) / (1 - self.params.mixture)
+        return float(math.log(self.params.mixture) / (1 - self.params.mixture))
 
     def collect(self, ctx: Context) -> Rollouts:
         return ctx.rollout(Student(ctx.training.temperature))

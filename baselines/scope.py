@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -69,8 +68,7 @@ class SCOPE(Distiller):
         weight_b = shares_within(own_b.where(right_b, teacher_b) / self.params.tau, set_b)
         if not self.params.average_one:
             return weight_b
-        _, index_b, size_s = torch.unique(set_b, return_inverse=True, return_counts=True)
-        return weight_b * size_s[index_b]
+        return weight_b * (set_b[:, None] == set_b[None, :]).sum(1)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         value_n = importance_sampled(rows.student.logp(rows.action_n), rows.behaviour_logp_n, rows.columns["advantage"])

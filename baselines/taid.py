@@ -78,7 +78,7 @@ class TAID(Distiller):
         if self.previous > 0:  # neither the first step, nor one that left nothing to fall
             fall = (self.previous - self.measured) / self.previous
             self.momentum = params.beta * self.momentum + (1 - params.beta) * fall
-            step = params.alpha / (1 + math.exp(-self.momentum)) * (1 - self.t)
+            step = params.alpha * sigmoid(self.momentum) * (1 - self.t)
             self.t = max(self.t, min(params.t_end, max(linear, self.t + step)))
         self.previous = self.measured
 
@@ -87,3 +87,7 @@ class TAID(Distiller):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.t, self.momentum, self.previous = (float(state[name]) for name in ("t", "momentum", "previous"))
+
+
+def sigmoid(x: float) -> float:
+    return (1 + math.tanh(x / 2)) / 2  # which does not overflow, however far the loss has risen

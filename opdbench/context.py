@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from random import Random
 
@@ -91,7 +93,17 @@ class Context:
         self._draws, self._asked = 0, None
         self.notes = {}
 
-    def note(self, name: str, value: float) -> None:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, nothing is counted, noted or remembered: for looking on."""
+        kept = self.ledger, self.notes, self._draws, self._asked
+        self.ledger, self.notes = deepcopy(self.ledger), {}
+        try:
+            yield
+        finally:
+            self.ledger, self.notes, self._draws, self._asked = kept
+
+    def note(self, name: str, value: float | Tensor) -> None:
         """Log a figure of this step that no row carries: a threshold, how many groups were left out. What is noted
         twice adds up."""
         self.notes[name] = self.notes.get(name, 0.0) + float(value)
