@@ -8,7 +8,7 @@ whole minibatch before it is cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from opdbench.errors import DivergedError
 from opdbench.optimizer import Optimizer
 from opdbench.output_layer import summed_in_place
 from opdbench.policy import Policy
+from opdbench.probes.base import Look, Probe
 from opdbench.rollouts import Rollouts
 from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights, visited
 
@@ -29,13 +30,16 @@ from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights, visited
 class Trainer:
     """Applies one method to one world. `step` runs one round and returns what it measured."""
 
-    def __init__(self, method: Distiller, ctx: Context) -> None:
+    def __init__(self, method: Distiller, ctx: Context, probes: Sequence[Probe] = ()) -> None:
         self.method = method
         self.ctx = ctx
         modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
         self.optimizer = Optimizer([parameter for parameter in modules.parameters() if parameter.requires_grad],
                                    ctx.training)
         self._averages = averages(ctx.world.teacher)
+        self.probes = list(probes)
+        for probe in self.probes:
+            probe.begin(ctx)
 
     @property
     def finished(self) -> bool:
@@ -58,6 +62,9 @@ class Trainer:
             collected = ctx.score(method.collect(ctx), needs)
             meter.add_rollouts(collected)
             rollouts = method.prepare(collected, ctx)
+        for probe in self.probes:
+            probe.watch(Look(method, rollouts, ctx))
+        with ctx.ledger.clock():
             for minibatch in method.minibatches(rollouts, ctx):
                 self._update(minibatch, meter)
             method.after_step(ctx)
@@ -148,7 +155,8 @@ class Trainer:
                                                                      self.method.modules().items()},
                 "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
                 "teacher": [average.state_dict() for average in self._averages],
-                "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict()}
+                "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict(),
+                "probes": {probe.name: probe.state_dict() for probe in self.probes}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ctx.student.load_state_dict(state["student"])
@@ -159,4 +167,7 @@ class Trainer:
         for average, saved in zip(self._averages, state["teacher"], strict=True):
             average.load_state_dict(saved)
         self.ctx.world.load_state_dict(state["world"])
+        for probe in self.probes:  # one that was added since has not seen what came before
+            if (saved := state.get("probes", {}).get(probe.name)) is not None:
+                probe.load_state_dict(saved)
         self.ctx.ledger.__dict__.update(type(self.ctx.ledger).from_dict(state["ledger"]).__dict__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opdbench import hardware, references, registry
+from opdbench import hardware, probes, references, registry
 from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UsageError, UserError, unknown
 from opdbench.lm import remote_reference
@@ -39,6 +39,7 @@ class Request:
     plugins: Sequence[str] = ()
     trust_pickle: bool = False
     preset: str | None = None
+    probes: Sequence[str] = ()
 
     def command(self) -> str:
         """The command line that asks for the same, wherever its results go."""
@@ -48,7 +49,8 @@ class Request:
         if self.profile != hardware.AUTO:
             words += ["--profile", self.profile]
         words += ["--preset", self.preset] if self.preset is not None else []
-        for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins)):
+        for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins),
+                             ("--probe", self.probes)):
             for value in values:
                 words += [flag, value]
         words += ["--trust-pickle"] if self.trust_pickle else []
@@ -102,6 +104,9 @@ def resolve(request: Request) -> Plan:
     for key, value in _preset(method_class, request.preset).items():
         section, name = locate(key, sections)
         layers.put(section, {name: value}, f"preset {request.preset}")
+    if request.probes:
+        probes.check(request.probes)
+        layers.put("execution", {"probes": tuple(request.probes)}, "user")
     for section, key, value in parse_sets(request.settings, sections):
         layers.put(section, {key: value}, "user")
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
