@@ -27,8 +27,9 @@ class Ended(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", nargs="?", metavar="suite:NAME",
-                        help="all runs of a suite (a shipped one, or a YAML file) instead of one run")
+    parser.add_argument("target", nargs="?", metavar="suite:NAME|recipe:NAME",
+                        help="all runs of a suite, or the stages of a recipe (shipped ones, or YAML files), instead of "
+                             "one run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of a suite at a time (default 1)")
     parser.add_argument("--only", action="append", default=[], metavar="WORD",
                         help="of a suite: only this task, arm or task/arm (repeatable)")
@@ -94,11 +95,13 @@ def _seeds(args: argparse.Namespace) -> list[int]:
 
 
 def _suite(args: argparse.Namespace) -> int:
-    from opdbench.cli import suite
+    from opdbench.cli import outer, suite
 
+    if args.target.startswith(outer.PREFIX):
+        return outer.execute(args)
     if not args.target.startswith(suite.PREFIX):
-        raise UsageError(f"{args.target!r} is no suite", f"write opdbench run {suite.PREFIX}NAME, or opdbench run "
-                                                         "--method M --task T")
+        raise UsageError(f"{args.target!r} is no suite and no recipe", f"write opdbench run {suite.PREFIX}NAME, "
+                         f"{outer.PREFIX}NAME, or opdbench run --method M --task T")
     if args.jobs < 1:
         raise UsageError(f"--jobs {args.jobs} is not a positive number", "write --jobs 2 for two runs at a time")
     return suite.execute(args)
