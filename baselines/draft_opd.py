@@ -13,7 +13,7 @@ from opdbench.context import Context
 from opdbench.distiller import Distiller, Loss, Needs, Standing
 from opdbench.divergences import forward_kl, reverse_kl
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_FEATURES, Rows
+from opdbench.rows import Rows
 
 
 class DraftOPD(Distiller):
@@ -36,7 +36,6 @@ class DraftOPD(Distiller):
     paper: ClassVar[str] = "Draft-OPD, 2026 (arXiv 2605.29343), acceptance-aware objective"
     needs: ClassVar[Needs] = Needs.FULL
     standing: ClassVar[Standing] = "from notes"
-    compares: ClassVar[bool] = True
 
     class Params(Distiller.Params):
         block: int = Field(16, ge=1, description="tokens that are drafted at a time")
@@ -48,7 +47,6 @@ class DraftOPD(Distiller):
         return ctx.rollout(Student(ctx.training.temperature))
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
-        assert TEACHER_FEATURES in rollouts.columns
         mask_bt = rollouts.mask_bt
         coin_bt = torch.rand(mask_bt.shape, dtype=torch.float64, generator=ctx.generator("accept")).to(mask_bt.device)
         logp_bt = ctx.per_row(rollouts, lambda rows: rows.teacher_logp_n)
@@ -67,7 +65,7 @@ class DraftOPD(Distiller):
         return mask_bt.sum() * torch.stack([coefficient / total * part_bt for coefficient, part_bt in parts]).sum(0)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        pair, accepted_n = rows.pair(), rows.columns["accepted"]
+        pair, accepted_n = (rows.teacher, rows.student), rows.columns["accepted"]
         value_n = torch.where(accepted_n, forward_kl(*pair), reverse_kl(*pair))
         return Loss(rows.columns["weight"] * value_n, {"acceptance": accepted_n.to(value_n.dtype)})
 

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from opdbench.actors import Student
 from opdbench.context import Context
@@ -15,7 +14,7 @@ from opdbench.divergences import reverse_kl
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
 from opdbench.support import Comparison
-from opdbench.weights import only, quantile
+from opdbench.weights import before_cut, only, quantile, window_means
 
 
 class KAT(Distiller):
@@ -80,26 +79,3 @@ class KAT(Distiller):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.lowest = [float(value) for value in state["lowest"]]
-
-
-def window_means(value_bt: Tensor, mask_bt: Tensor, window: int) -> Tensor:
-    """The mean over the last `window` decisions, this one included [B, T]; infinity where there are fewer, or none."""
-    mean_bt = torch.full(mask_bt.shape, torch.inf, dtype=torch.float64, device=mask_bt.device)
-    for row, mask_t in enumerate(mask_bt):
-        value_n = value_bt[row][mask_t].double()
-        if len(value_n) >= window:
-            mean_bt[row, mask_t.nonzero()[window - 1:, 0]] = value_n.unfold(0, window, 1).mean(-1)
-    return mean_bt
-
-
-def before_cut(low_bt: Tensor, mask_bt: Tensor, consecutive: int) -> Tensor:
-    """bool [B, T]: the decisions up to the first of `consecutive` low ones in a row, it included; all where there is no
-    such row. What is not a decision neither interrupts a row nor belongs to it."""
-    keep_bt = mask_bt.clone()
-    for row, mask_t in enumerate(mask_bt):
-        low_n = low_bt[row][mask_t]
-        if len(low_n) >= consecutive:
-            starts = low_n.unfold(0, consecutive, 1).all(-1).nonzero()
-            if len(starts):
-                keep_bt[row, mask_t.nonzero()[int(starts[0]) + 1:, 0]] = False
-    return keep_bt

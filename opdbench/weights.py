@@ -77,6 +77,28 @@ def top_of_trajectories(score_bt: Tensor, mask_bt: Tensor, share: float) -> Tens
 
 def shares_within(logit_b: Tensor, group_b: Tensor) -> Tensor:
     """softmax of the logits over the trajectories that share a group [B]: the shares of a group add up to one."""
-    _, index_b = torch.unique(group_b, return_inverse=True)
-    same_bb = index_b[:, None] == index_b[None, :]
+    same_bb = group_b[:, None] == group_b[None, :]
     return (logit_b - logit_b.expand(len(logit_b), -1).masked_fill(~same_bb, -torch.inf).logsumexp(1)).exp()
+
+
+def window_means(value_bt: Tensor, mask_bt: Tensor, window: int) -> Tensor:
+    """The mean over the last `window` decisions, this one included [B, T]; infinity where there are fewer, or none."""
+    mean_bt = torch.full(mask_bt.shape, torch.inf, dtype=torch.float64, device=mask_bt.device)
+    for row, mask_t in enumerate(mask_bt):
+        value_n = value_bt[row][mask_t].double()
+        if len(value_n) >= window:
+            mean_bt[row, mask_t.nonzero()[window - 1:, 0]] = value_n.unfold(0, window, 1).mean(-1)
+    return mean_bt
+
+
+def before_cut(low_bt: Tensor, mask_bt: Tensor, consecutive: int) -> Tensor:
+    """bool [B, T]: the decisions up to the first of `consecutive` low ones in a row, it included; all where there is no
+    such row. What is not a decision neither interrupts a row nor belongs to it."""
+    keep_bt = mask_bt.clone()
+    for row, mask_t in enumerate(mask_bt):
+        low_n = low_bt[row][mask_t]
+        if len(low_n) >= consecutive:
+            starts = low_n.unfold(0, consecutive, 1).all(-1).nonzero()
+            if len(starts):
+                keep_bt[row, mask_t.nonzero()[int(starts[0]) + 1:, 0]] = False
+    return keep_bt

@@ -34,7 +34,7 @@ from opdbench.store import pack, unpack
 
 ROUNDING = 1e-9  # float64 sums in another order
 FLOAT32_ROUNDING = 1e-5  # a behaviour's log-probability is stored in float32
-LEARNING_STEPS = 10  # and as many again, up to three times, for a method that learns slowly
+LEARNING_STEPS, MOST_LEARNING_STEPS = 10, 80  # ten, and ten more at a time for a method that learns slowly
 LEAST_PROGRESS = 0.05  # in the probability of the teacher's action; sign errors make it fall
 
 
@@ -310,7 +310,7 @@ def _check_learning(cls: type[Distiller], variant: Variant) -> None:
     rollouts = probe.rollout(Teacher(), n=64, horizon=3, generator=seeds.generator(1, "conformance"))
     trainer = harness.make_trainer(harness.make_method(cls, variant), Unrewarded(harness.make_world(variant.domain)))
     before = after = _agreement(trainer, rollouts)
-    while after - before <= LEAST_PROGRESS and trainer.ctx.step < 4 * LEARNING_STEPS:
+    while after - before <= LEAST_PROGRESS and trainer.ctx.step < MOST_LEARNING_STEPS:
         for _ in range(LEARNING_STEPS):
             trainer.step()
         after = _agreement(trainer, rollouts)

@@ -12,6 +12,7 @@ from opdbench.baselines.poweropd import PowerOPD
 from opdbench.conformance.enumerable import END, EnumerableWorld
 from opdbench.errors import UserError
 from opdbench.loop import Trainer
+from opdbench.report.tables import standing_of
 from opdbench.resolve import Request, resolve
 from opdbench.schema.spec import Budget
 from opdbench.worlds import build
@@ -83,6 +84,10 @@ def test_a_method_that_needs_no_language_runs_on_cartpole(name: str) -> None:
 def test_a_method_of_words_and_verdicts_is_refused_on_cartpole(name: str) -> None:
     with pytest.raises(UserError, match="does not run on cartpole"):
         resolve(Request(method=name, task="cartpole"))
+
+
+def test_standings_are_told_on_boards() -> None:
+    assert (standing_of("tropd"), standing_of("trb"), standing_of("a-stranger")) == ("from notes", None, None)
 
 
 def test_standings_are_told_in_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from opdbench.baselines.esr import ESR
-from opdbench.baselines.kat import KAT, before_cut, window_means
+from opdbench.baselines.kat import KAT
 from opdbench.baselines.opd import OPD
 from opdbench.baselines.taid import TAID
 from opdbench.loop import Trainer
 from opdbench.schema.spec import Budget
+from opdbench.weights import before_cut, window_means
 from tests.enumerable import context, flat_gradient, make, near, random_logits
 from tests.frontier.exact import loss_of, world_of
 
