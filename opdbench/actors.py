@@ -35,21 +35,25 @@ class Actor(Protocol):
     def uses_teacher(self) -> bool: ...
 
     def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
-        """Decide in B states. All randomness is in `uniform_bd` [B, D], one row of a `uniform_table` a state."""
+        """Decide in B states. All randomness is in `uniform_bd` [B, D], one row of a `uniform_table` a state, and so is
+        the state's place in its trajectory."""
 
 
 ACTION, COIN = 0, 1  # columns of uniform numbers: which action, and who chooses it
 N_DRAWS = 2
+STEP = 2  # no draw: how many steps the trajectory has taken, environment turns included
 
 
 def uniform_table(n: int, horizon: int, generator: Generator) -> Tensor:
-    """All random numbers of a rollout: float64 [T, B, D], uniform in [0, 1), on the CPU.
+    """All random numbers of a rollout: float64 [T, B, D], uniform in [0, 1), on the CPU; and the steps' numbers.
 
     A trajectory's draw at a step is the number in its place, so that it depends neither on the device, nor on which
     trajectories are written together, nor on which of them are still going on. Two actors that are handed one table
     use common random numbers. Time comes first: a longer horizon only adds to a table.
     """
-    return torch.rand(horizon, n, N_DRAWS, dtype=torch.float64, generator=generator)
+    draws_tbd = torch.rand(horizon, n, N_DRAWS, dtype=torch.float64, generator=generator)
+    step_tb1 = torch.arange(horizon, dtype=torch.float64)[:, None, None].expand(-1, n, -1)
+    return torch.cat([draws_tbd, step_tb1], -1)
 
 
 def sample(logits_ba: Tensor, temperature: float, uniform_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +85,14 @@ def counted_cumsum(probability_ba: Tensor) -> Tensor:
     return (probability_ba * 2.0**52).cumsum(-1, dtype=torch.int64).double()
 
 
+def nucleus(logits_ba: Tensor, top_p: float) -> Tensor:
+    """The logits of the most likely actions that together just reach probability `top_p`, and -inf for all others
+    (Holtzman et al. 2020, arXiv 1904.09751)."""
+    p_ba, order_ba = logits_ba.softmax(-1).sort(-1, descending=True)
+    outside_ba = p_ba.cumsum(-1) - p_ba >= top_p  # what comes before an action is already enough
+    return logits_ba.masked_fill(torch.zeros_like(outside_ba).scatter(-1, order_ba, outside_ba), -torch.inf)
+
+
 def _tempered(logits_ba: Tensor, temperature: float) -> Tensor:
     """logits / temperature, in float32 or wider."""
     logits_ba = logits_ba if logits_ba.dtype == torch.float64 else logits_ba.float()
@@ -89,15 +101,20 @@ def _tempered(logits_ba: Tensor, temperature: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Student:
-    """The student acts: the on-policy case."""
+    """The student acts: the on-policy case. `top_p` below 1 keeps the nucleus of its distribution (`nucleus`)."""
 
     temperature: float = 1.0
+    top_p: float = 1.0
     uses_student: bool = True
     uses_teacher: bool = False
 
     def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
         assert student_logits_ba is not None
-        action_b, logp_b = sample(student_logits_ba, self.temperature, uniform_bd[:, ACTION])
+        if self.top_p == 1:
+            action_b, logp_b = sample(student_logits_ba, self.temperature, uniform_bd[:, ACTION])
+        else:
+            logits_ba = nucleus(_tempered(student_logits_ba, self.temperature), self.top_p)
+            action_b, logp_b = sample(logits_ba, 1.0, uniform_bd[:, ACTION])
         return Decision(action_b, logp_b, _sources(action_b, Source.STUDENT))
 
 
@@ -154,6 +171,29 @@ class Mixture:
             logp_b = mixed_ba.gather(-1, action_b[:, None])[:, 0].log().float()
         source_b = torch.where(from_teacher_b, _sources(action_b, Source.TEACHER), _sources(action_b, Source.STUDENT))
         return Decision(action_b, logp_b, source_b)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The teacher acts for the first `n_steps` steps of a trajectory, environment turns included, and the student for
+    the rest."""
+
+    n_steps: int
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    uses_student: bool = True
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.n_steps > 0
+
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+        student = Student(self.student_temperature).act(student_logits_ba, None, uniform_bd)
+        if not self.uses_teacher:
+            return student
+        teacher = Teacher(self.teacher_temperature).act(None, teacher_logits_ba, uniform_bd)
+        by_teacher_b = uniform_bd[:, STEP] < self.n_steps
+        return Decision(*(torch.where(by_teacher_b, *sides) for sides in zip(teacher, student, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from random import Random
 
@@ -18,12 +20,22 @@ from opdbench.oracle import Oracle
 from opdbench.pieces import PIECE_HEAD, Head
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_ACTION, TEACHER_FEATURES, TEACHER_LOGP, TEACHER_TOPK_ID, Rows, RowTable
+from opdbench.rows import (
+    TEACHER_ACTION,
+    TEACHER_FEATURES,
+    TEACHER_LAYERS,
+    TEACHER_LOGP,
+    TEACHER_TOPK_ID,
+    Rows,
+    RowTable,
+    visited,
+)
 from opdbench.schema.spec import Budget, Execution, Training
 from opdbench.support import Comparison
-from opdbench.world import World
+from opdbench.task import Prompt
+from opdbench.world import Prompts, World
 
-_COLUMNS = {Needs.FULL: TEACHER_FEATURES, Needs.HIDDEN: TEACHER_FEATURES, Needs.SAMPLED: TEACHER_LOGP,
+_COLUMNS = {Needs.FULL: TEACHER_FEATURES, Needs.HIDDEN: TEACHER_LAYERS, Needs.SAMPLED: TEACHER_LOGP,
             Needs.ACTION: TEACHER_ACTION}
 
 
@@ -35,6 +47,7 @@ class Context:
         training: the shared settings (batch, horizon, temperatures).
         comparison: how `rows.pair` compares: loss temperature and vocabulary support.
         step: rounds finished so far.
+        notes: figures of this step that no row carries, for its line in the record (`note`).
     """
 
     def __init__(self, world: World, training: Training, budget: Budget, execution: Execution, ledger: Ledger,
@@ -47,6 +60,8 @@ class Context:
         self._limits = budget.limits()
         self._seed = seed
         self._draws = 0
+        self.notes: dict[str, float] = {}
+        self._asked: Policy | None = None  # who was asked last in place of the world's teacher
 
     @property
     def step(self) -> int:
@@ -57,13 +72,41 @@ class Context:
         return self.world.student
 
     @property
+    def teacher(self) -> Policy | None:
+        """Whose features the rows hold: the world's teacher, or the policy that this step's method asked instead."""
+        return self._asked or self.world.teacher
+
+    @property
+    def prompts(self) -> Prompts:
+        """Problems, texts and other prompts, in a world that has them."""
+        if self.world.prompts is None:
+            raise UserError(f"{self.world.task.id} has no prompts, and so no other ones", "choose a language task")
+        return self.world.prompts
+
+    @property
     def progress(self) -> float:
         """Share of the budget that is spent, 0 to 1, on the axis that will stop the run."""
         return min(1.0, max((self.ledger.spent(axis) / limit for axis, limit in self._limits.items()), default=0.0))
 
     def begin_step(self) -> None:
         """Called by the loop; draws are numbered within a step, so that they repeat after a resume."""
-        self._draws = 0
+        self._draws, self._asked = 0, None
+        self.notes = {}
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, nothing is counted, noted or remembered: for looking on."""
+        kept = self.ledger, self.notes, self._draws, self._asked
+        self.ledger, self.notes = deepcopy(self.ledger), {}
+        try:
+            yield
+        finally:
+            self.ledger, self.notes, self._draws, self._asked = kept
+
+    def note(self, name: str, value: float | Tensor) -> None:
+        """Log a figure of this step that no row carries: a threshold, how many groups were left out. What is noted
+        twice adds up."""
+        self.notes[name] = self.notes.get(name, 0.0) + float(value)
 
     def rng(self, purpose: str) -> Random:
         """Python randomness for one purpose in this step: equal again after a resume, independent between purposes."""
@@ -73,17 +116,19 @@ class Context:
         """Torch randomness, likewise, on the CPU."""
         return seeds.generator(self._seed, "method", purpose, self.step)
 
-    def rollout(self, actor: Actor, *, n: int | None = None, horizon: int | None = None, repeat: int = 1) -> Rollouts:
+    def rollout(self, actor: Actor, *, n: int | None = None, horizon: int | None = None, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """Trajectories made by `actor` (opdbench.actors) from the next training prompts, or the next states.
 
         Args:
             n: trajectories, the training batch by default; `horizon`: their longest length, the task's by default.
             repeat: times each prompt is used (groups).
+            problems: training problems to write about again, by column `example`; language tasks only.
 
         Raises:
             UserError: the trajectories cannot be divided into groups of `repeat`.
         """
-        n = n or self.training.batch
+        n = n or (self.training.batch if problems is None else len(problems) * repeat)
         if n % repeat:
             raise UserError(f"a batch of {n} cannot be divided into groups of {repeat}",
                             f"--set batch={max(1, n // repeat) * repeat}")
@@ -91,7 +136,7 @@ class Context:
         self._draws += 1
         with torch.no_grad():
             rollouts = self.world.rollout(actor, n=n, horizon=horizon or self._horizon(),
-                                          generator=generator, repeat=repeat)
+                                          generator=generator, repeat=repeat, problems=problems)
         if actor.uses_teacher and self.world.oracle is None and self.world.bridge is None:
             self._require_numbers(rollouts.behaviour_logp_bt[rollouts.mask_bt])
         self.ledger.count_rollout(rollouts)
@@ -120,20 +165,70 @@ class Context:
         already (replayed ones) are not asked about again."""
         if needs in (Needs.NOTHING, Needs.TEXT) or _COLUMNS[needs] in rollouts.columns:
             return rollouts
-        if self.world.oracle is not None:
+        return rollouts.with_columns(per_step=self._answer(rollouts, needs, None))
+
+    @torch.no_grad()
+    def score_under(self, rollouts: Rollouts, prompts: Sequence[Prompt | None], needs: Needs = Needs.FULL, *,
+                    policy: Policy | None = None, thinking: bool = False, column: str | None = None) -> Rollouts:
+        """`score`, by someone who reads other prompts: the same completions below what a teacher is told.
+
+        Args:
+            prompts: one a trajectory; where it is None nobody is asked, and the columns are zero. Without a single one
+                the rollouts come back as they are.
+            policy: who is asked: a copy of the student (opdbench.copies), whose distribution `rows.teacher` then is in
+                this step; the world's teacher when None.
+            thinking: whether a chat template leaves room for it.
+            column: a name for the answer, other than that of the world's teacher's.
+
+        Raises:
+            UserError: a prompt with its completion is too long, or the teacher has a tokenizer of its own.
+        """
+        if policy is None and self.world.bridge is not None:
+            raise UserError("the teacher has another tokenizer than the student, and is asked about the task's own "
+                            "prompts only", "choose two models of one family")
+        asked = [index for index, prompt in enumerate(prompts) if prompt is not None]
+        self._asked = policy or self._asked
+        if not asked:
+            return rollouts
+        view = self.prompts.below(rollouts.select(asked), [prompt for prompt in prompts if prompt is not None],
+                                  thinking=thinking)
+        is_asked_b = torch.zeros_like(rollouts.truncated_b)
+        is_asked_b[asked] = True
+        where_bt = rollouts.mask_bt & is_asked_b[:, None]
+        columns = {}
+        for name, value in self._answer(view, needs, policy).items():
+            whole = value.new_zeros(*where_bt.shape, *value.shape[2:])
+            whole[where_bt.to(value.device)] = value[view.mask_bt.to(value.device)]
+            columns[column if column and name == _COLUMNS[needs] else name] = whole
+        return rollouts.with_columns(per_step=columns)
+
+    def _answer(self, rollouts: Rollouts, needs: Needs, policy: Policy | None) -> dict[str, Tensor]:
+        """What a policy, or the world's teacher, says in every row, by column."""
+        if policy is None and self.world.oracle is not None:
             return self._ask(self.world.oracle, rollouts, needs)
-        teacher = self.world.teacher
+        teacher = policy or self.world.teacher
         assert teacher is not None  # checked when the run was resolved
         self.ledger.teacher_scored += rollouts.n_rows
         self._count_forward("teacher_score", teacher, rollouts)
-        features_bth = self.world.teacher_features(rollouts)
-        if needs in (Needs.FULL, Needs.HIDDEN):
-            return rollouts.with_columns(per_step={TEACHER_FEATURES: features_bth})
+        if needs == Needs.HIDDEN:
+            return self._hidden(teacher, rollouts)
+        features_bth = (self.world.teacher_features(rollouts) if teacher is self.world.teacher
+                        else self.prompts.features(teacher, rollouts))
+        if needs == Needs.FULL:
+            return {TEACHER_FEATURES: features_bth}
         mask_bt = rollouts.mask_bt
         values_n = self._reduce_rows(teacher, features_bth[mask_bt], rollouts.action_bt[mask_bt], needs)
         column_bt = torch.zeros(mask_bt.shape, dtype=values_n.dtype, device=values_n.device)
         column_bt[mask_bt] = values_n
-        return rollouts.with_columns(per_step={_COLUMNS[needs]: column_bt})
+        return {_COLUMNS[needs]: column_bt}
+
+    def _hidden(self, teacher: Policy, rollouts: Rollouts) -> dict[str, Tensor]:
+        size, device = self.execution.teacher_batch, next(teacher.parameters()).device
+        parts = [teacher.hidden(rollouts.input_bt[start:start + size].to(device),
+                                rollouts.length_b[start:start + size].to(device))
+                 for start in range(0, rollouts.n_trajectories, size)]
+        features_bth, layers_btlh = (torch.cat(values) for values in zip(*parts, strict=True))
+        return {TEACHER_FEATURES: features_bth, TEACHER_LAYERS: layers_btlh}
 
     def score_pieces(self, rollouts: Rollouts, head: Head = "first") -> Rollouts:
         """Ask the teacher for its whole distribution, whatever its vocabulary, for a loss on `opdbench.pieces`. With
@@ -167,29 +262,30 @@ class Context:
             value: such as `lambda rows: rows.student.logp(rows.action_n)`; gets rows in chunks and returns [N, ...].
             policy: whose `rows.student` is looked at instead of the student's: a frozen or moving copy of it.
         """
-        policy, teacher = policy or self.student, self.world.teacher
+        policy, teacher = policy or self.student, self.teacher
         self._count_forward("student_score", policy, rollouts)
         parts = [rollouts.select(range(first, min(first + self.execution.micro_batch, rollouts.n_trajectories)))
                  for first in range(0, rollouts.n_trajectories, self.execution.micro_batch)]
         chunks, size = [], self.execution.rows_at_once(policy.n_actions)
         for part in parts:
-            features_nh = policy.features(part.input_bt, part.length_b)[part.mask_bt]
+            features_nh, layers_nlh = visited(policy, part)
             table = RowTable(part, policy.project, None if teacher is None else teacher.project, self.comparison)
-            chunks += [value(table.chunk(features_nh[start:start + size], start, start + size))
+            chunks += [value(table.chunk(features_nh[start:start + size], start, start + size,
+                                         None if layers_nlh is None else layers_nlh[start:start + size]))
                        for start in range(0, max(1, len(features_nh)), size)]
         value_n = torch.cat(chunks)
         value_bt = value_n.new_zeros(*rollouts.mask_bt.shape, *value_n.shape[1:])
         value_bt[rollouts.mask_bt] = value_n
         return value_bt
 
-    def _ask(self, oracle: Oracle, rollouts: Rollouts, needs: Needs) -> Rollouts:
+    def _ask(self, oracle: Oracle, rollouts: Rollouts, needs: Needs) -> dict[str, Tensor]:
         """`score` by a teacher that is asked: its most likely actions stand for the whole distribution."""
         if needs == Needs.FULL and TEACHER_TOPK_ID in rollouts.columns:
-            return rollouts
+            return {}
         answer = oracle.columns(rollouts, needs, self.training.top_k)
         self.ledger.teacher_scored += answer.n_asked
         self.ledger.teacher_cached += answer.n_cached
-        return rollouts.with_columns(per_step=answer.columns)
+        return dict(answer.columns)
 
     def _reduce_rows(self, teacher: Policy, features_nh: Tensor, action_n: Tensor, needs: Needs) -> Tensor:
         from opdbench.distributions import Categorical

@@ -68,6 +68,39 @@ class Average:
         self._copy.load_state_dict(self._weights, strict=False)
 
 
+class SelfTeacher(FrozenCopy):
+    """The student as its own teacher: its copy, which after every `every` steps moves towards it.
+
+    Args:
+        rate: weights <- (1 - rate) weights + rate student's; 0 never moves, 1 is the student as it was.
+    """
+
+    def __init__(self, rate: float, every: int = 1) -> None:
+        super().__init__()
+        self.rate, self.every = rate, every
+        self._average: Average | None = None
+        self._wide: dict[str, Any] = {}  # of a checkpoint, in the average's own precision
+
+    def follow(self, student: Policy, steps: int) -> None:
+        """To be called after every step, with the number of those that are finished."""
+        if self.rate == 0 or steps % self.every:
+            return
+        copy = self.of(student)
+        if self._average is None:
+            self._average = Average(copy, 1 - self.rate)
+            if self._wide:
+                self._average.load_state_dict(self._wide)
+        self._average.follow(student)
+
+    def state_dict(self) -> dict[str, Any]:
+        moved = self._wide if self._average is None else self._average.state_dict()
+        return {"copy": super().state_dict(), "average": dict(moved)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state["copy"])
+        self._average, self._wide = None, dict(state["average"])
+
+
 def frozen(student: P) -> P:
     """The student as it is now, for good."""
     copy = deepcopy(student)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from opdbench.context import Context
     from opdbench.rollouts import Rollouts
     from opdbench.rows import Rows
+    from opdbench.task import NoteKind
 
 
 class Needs(StrEnum):
@@ -40,7 +41,12 @@ class Needs(StrEnum):
     ACTION = "action"  # its most likely action: rows.columns["teacher_action"]
     SAMPLED = "sampled"  # the log-probability of the action taken: rows.columns["teacher_logp"]
     FULL = "full"  # the whole distribution: rows.teacher
-    HIDDEN = "hidden"  # its features: rows.columns["teacher_features"]
+    HIDDEN = "hidden"  # its layers: rows.columns["teacher_layers"], beside the whole distribution
+
+
+Standing = Literal["published", "from notes", "unspecified"]
+"""How certain a method's form is: read in its paper or its official code; known from others' notes on them; or not
+public as a whole, so that what is missing was chosen here."""
 
 
 class Loss(NamedTuple):
@@ -57,15 +63,20 @@ class Distiller(ABC):
         name: what `--method` takes.
         paper: citation, with the section or equation that `loss` implements.
         needs: what the teacher must reveal at default parameters; `requires` answers for the actual ones.
+        standing: how certain its form is; shown wherever its name is.
         domains: where it makes sense; most methods: both.
         compares: whether `loss` compares the two through `rows.pair`, so that `loss_temperature` and `support` apply;
             for a method that does not, setting them is refused.
         bridges: whether a teacher with another vocabulary will do, although `requires()` asks for its distribution: the
             method compares pieces of text (opdbench.pieces).
+        own_teacher: whether the student (a copy of it, under another prompt: `Context.score_under`) is the teacher
+            whose distribution `loss` reads, so that `requires()` asks nothing of another.
         row_wise: False when `loss` looks across the rows of a trajectory; then trajectories are never cut.
         vanishes_at_teacher: False when a student that equals its teacher still has a gradient, because the method also
             follows rewards or data; an instance may say so of its parameters. For the conformance suite; only asked
             where `requires()` is SAMPLED or FULL.
+        gated_by_reward: True when the teacher is heard only where something was earned; an instance may say so of its
+            parameters. For the conformance suite, which else sees the student move towards the teacher without rewards.
         presets: named settings besides the defaults (which are the paper's), for `--preset`: how official code or a
             framework differs. Keys are those of `--set`.
     """
@@ -73,11 +84,14 @@ class Distiller(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     needs: ClassVar[Needs]
+    standing: ClassVar[Standing] = "published"
     domains: ClassVar[frozenset[str]] = frozenset({"lm", "rl"})
     compares: ClassVar[bool] = False
     bridges: ClassVar[bool] = False
+    own_teacher: ClassVar[bool] = False
     row_wise: ClassVar[bool] = True
     vanishes_at_teacher: bool = True
+    gated_by_reward: bool = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     class Params(BaseModel):
@@ -96,6 +110,11 @@ class Distiller(ABC):
         """Whether it learns from reference solutions with these parameters: refused early on a task without any. By
         convention a parameter `data` says where demonstrations come from."""
         return getattr(self.params, "data", None) == "solutions"
+
+    def reads(self) -> frozenset[NoteKind]:
+        """What a task must be able to tell about every problem, for a teacher that knows it (`LanguageTask.notes`):
+        refused early on a task that cannot."""
+        return frozenset()
 
     def asks(self, ctx: Context) -> Needs:
         """What the teacher is asked in this step: `requires()`, or less in a phase that can do without. Called

@@ -8,7 +8,7 @@ whole minibatch before it is cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,20 +22,24 @@ from opdbench.errors import DivergedError, UserError
 from opdbench.optimizer import Optimizer
 from opdbench.output_layer import summed_in_place
 from opdbench.policy import Policy
+from opdbench.probes.base import Look, Probe
 from opdbench.rollouts import Rollouts
-from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights
+from opdbench.rows import TEACHER_FEATURES, Rows, RowTable, row_weights, visited
 
 
 class Trainer:
     """Applies one method to one world. `step` runs one round and returns what it measured."""
 
-    def __init__(self, method: Distiller, ctx: Context) -> None:
+    def __init__(self, method: Distiller, ctx: Context, probes: Sequence[Probe] = ()) -> None:
         self.method = method
         self.ctx = ctx
         modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
         self.optimizer = Optimizer([parameter for parameter in modules.parameters() if parameter.requires_grad],
                                    ctx.training)
         self._averages = averages(ctx.world.teacher)
+        self.probes = list(probes)
+        for probe in self.probes:
+            probe.begin(ctx)
 
     @property
     def finished(self) -> bool:
@@ -57,8 +61,15 @@ class Trainer:
         with ctx.ledger.clock():
             needs = method.asks(ctx)
             collected = ctx.score(method.collect(ctx), needs)
+            if not collected.n_rows:
+                raise UserError(f"step {ctx.step + 1} has a batch of {collected.n_trajectories} trajectories in which "
+                                "nobody decided anything: there is not a row to learn from",
+                                "look at the task's turns and solutions")
             meter.add_rollouts(collected)
             rollouts = method.prepare(collected, ctx)
+        for probe in self.probes:
+            probe.watch(Look(method, rollouts, ctx))
+        with ctx.ledger.clock():
             for minibatch in method.minibatches(rollouts, ctx):
                 self._update(minibatch, meter)
             method.after_step(ctx)
@@ -67,7 +78,7 @@ class Trainer:
             ctx.ledger.steps += 1
         if ctx.world.teacher is not None and ctx.world.bridge is None and not meter.knows_distance:
             self._measure_distance(collected, ctx.world.teacher, meter)
-        return meter.summary()
+        return {**meter.summary(), **ctx.notes}
 
     @torch.no_grad()
     def _measure_distance(self, rollouts: Rollouts, teacher: Policy, meter: StepMeter) -> None:
@@ -81,11 +92,11 @@ class Trainer:
         meter.add_distance(table.chunk(features_nh[:SAMPLE], 0, min(SAMPLE, len(features_nh))))
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
-        """One optimizer step on one minibatch, in micro-batches."""
+        """One optimizer step on one minibatch, in micro-batches. One that a method has left no row in is counted, and
+        moves nothing: neither the weights nor the optimizer's moments."""
         if not minibatch.n_rows:
-            raise UserError(f"step {self.ctx.step + 1} has a batch of {minibatch.n_trajectories} trajectories in which "
-                            "nobody decided anything: there is not a row to learn from",
-                            "look at the task's turns and solutions, or at what the method masks")
+            self.ctx.note("empty_minibatches", 1)
+            return
         self.optimizer.zero_grad()
         weight_n = row_weights(minibatch, self.ctx.training.reduction)
         for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
@@ -113,13 +124,14 @@ class Trainer:
         backward stops there, and the student's body is differentiated once, with the summed gradient."""
         if not len(weight_n):
             return
-        student, teacher = self.ctx.student, self.ctx.world.teacher
-        features_nh = student.features(micro.input_bt, micro.length_b)[micro.mask_bt]
+        student, teacher = self.ctx.student, self.ctx.teacher
+        features_nh, layers_nlh = visited(student, micro)
         table = RowTable(micro, student.project, None if teacher is None else teacher.project, self.ctx.comparison)
         chunk = self.ctx.execution.rows_at_once(student.n_actions) if self.method.row_wise else len(weight_n)
         if len(weight_n) <= chunk:
-            self._backward(table.chunk(features_nh, 0, len(weight_n)), weight_n, meter)
+            self._backward(table.chunk(features_nh, 0, len(weight_n), layers_nlh), weight_n, meter)
             return
+        assert layers_nlh is None, "a loss on layers needs row_wise = False"
         leaf_nh = features_nh.detach().requires_grad_()
         with summed_in_place():
             for start in range(0, len(weight_n), chunk):
@@ -149,7 +161,8 @@ class Trainer:
                                                                      self.method.modules().items()},
                 "optimizer": self.optimizer.state_dict(), "method": self.method.state_dict(),
                 "teacher": [average.state_dict() for average in self._averages],
-                "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict()}
+                "world": self.ctx.world.state_dict(), "ledger": self.ctx.ledger.as_dict(),
+                "probes": {probe.name: probe.state_dict() for probe in self.probes}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ctx.student.load_state_dict(state["student"])
@@ -160,4 +173,7 @@ class Trainer:
         for average, saved in zip(self._averages, state["teacher"], strict=True):
             average.load_state_dict(saved)
         self.ctx.world.load_state_dict(state["world"])
+        for probe in self.probes:  # one that was added since has not seen what came before
+            if (saved := state.get("probes", {}).get(probe.name)) is not None:
+                probe.load_state_dict(saved)
         self.ctx.ledger.__dict__.update(type(self.ctx.ledger).from_dict(state["ledger"]).__dict__)

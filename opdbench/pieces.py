@@ -29,6 +29,7 @@ from opdbench.rows import Rows
 PIECE_START = "piece_start"  # bool [B, T]: a piece begins in this row, or the row is in no piece
 PIECE_HEAD = "piece_head"  # bool [B, T]: the head of a piece that is compared; there the teacher's features are its own
 TEACHER_TOKEN = "teacher_token"  # int64 [B, T]: at heads, what the teacher reads as its head token
+PIECE_TOKENS = "piece_tokens"  # int64 [B, T]: at heads, how many tokens the teacher has for the piece
 OPEN_PREFIX = "open_prefix"  # int64 [B, T]: which of the prefixes in `Vocabularies` stands before this row; -1: none
 SINCE_HEAD = "since_head"  # int64 [B, T]: and how many rows ago the head was, at which the prefix begins
 TEACHER_REST_LOGP = "teacher_rest_logp"  # [B, T]: at heads, its log-probability of the piece's other tokens

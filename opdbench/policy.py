@@ -33,6 +33,11 @@ class Policy(nn.Module, ABC):
         """Features [B, T, H] of the states in `Rollouts.input_bt`; right padding beyond `length_b` does not affect
         the valid steps, and what is returned there is undefined (but finite)."""
 
+    def hidden(self, input_bt: Tensor, length_b: Tensor) -> tuple[Tensor, Tensor]:
+        """The features, and what every layer gives out [B, T, L, H]: the features alone, where no more is known."""
+        features_bth = self.features(input_bt, length_b)
+        return features_bth, features_bth[:, :, None]
+
     @abstractmethod
     def project(self, features_nh: Tensor) -> Tensor:
         """Logits [N, A] (float32 or wider) of features [N, H]."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from opdbench import unspecified
 from opdbench.errors import UsageError, UserError, unknown
 from opdbench.source import ClassSource, SourceError, SourceFile, classes_in, find_class
 
@@ -48,6 +49,7 @@ class Description:
         problem: why it cannot be used, None when nothing is wrong with its source.
         argument: what must stand behind the name and a colon, in one word; "" for what is used by its name alone.
         bridges: whether a method compares distributions over different vocabularies.
+        standing: of a method, how certain its form is (`opdbench.distiller.Standing`).
     """
 
     kind: Kind
@@ -62,6 +64,7 @@ class Description:
     problem: str | None = None
     argument: str = ""
     bridges: bool = False
+    standing: str = "published"
 
     @property
     def id(self) -> str:
@@ -182,6 +185,9 @@ def _named(kind: Kind, name: str, plugins: Sequence[str | Path]) -> list[_Entry]
         raise UserError(f"no {kind}s are registered, so opdbench is not installed as a package",
                         "pip install -e . (in the checkout), or pip install opdbench")
     found = [entry for entry in entries if entry.name == name]
+    if not found and kind == "method" and (known := unspecified.read().get(name)) is not None:
+        raise UserError(f"{name} cannot be run: too little of it is public. Missing: {known.missing}",
+                        f"opdbench show {name}")
     if not found:
         raise unknown(kind, name, (entry.name for entry in entries), see=f"opdbench list {kind}s")
     return found
@@ -253,6 +259,7 @@ def _read(entry: _Entry, source: ClassSource) -> Description:
         path=source.file.path,
         argument=str(source.value("argument") or ""),
         bridges=bool(source.value("bridges")),
+        standing=str(source.value("standing") or "published"),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opdbench import hardware, references, registry
+from opdbench import hardware, probes, references, registry
 from opdbench.distiller import Distiller, Needs
 from opdbench.errors import UsageError, UserError, unknown
 from opdbench.lm import remote_reference
@@ -40,6 +40,7 @@ class Request:
     plugins: Sequence[str] = ()
     trust_pickle: bool = False
     preset: str | None = None
+    probes: Sequence[str] = ()
 
     def command(self) -> str:
         """The command line that asks for the same, wherever its results go."""
@@ -49,7 +50,8 @@ class Request:
         if self.profile != hardware.AUTO:
             words += ["--profile", self.profile]
         words += ["--preset", self.preset] if self.preset is not None else []
-        for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins)):
+        for flag, values in (("--budget", self.budget), ("--set", self.settings), ("--plugin", self.plugins),
+                             ("--probe", self.probes)):
             for value in values:
                 words += [flag, value]
         words += ["--trust-pickle"] if self.trust_pickle else []
@@ -103,6 +105,9 @@ def resolve(request: Request) -> Plan:
     for key, value in _preset(method_class, request.preset).items():
         section, name = locate(key, sections)
         layers.put(section, {name: value}, f"preset {request.preset}")
+    if request.probes:
+        probes.check(request.probes)
+        layers.put("execution", {"probes": tuple(request.probes)}, "user")
     for section, key, value in parse_sets(request.settings, sections):
         layers.put(section, {key: value}, "user")
     settled = {section: validate(model, layers.values[section], section) for section, model in sections.items()}
@@ -110,6 +115,8 @@ def resolve(request: Request) -> Plan:
     task = task_class(data=request.data, params=settled["task"])
     method = method_class(settled["method"])
     _check_solutions(method, task)
+    _check_standing(method)
+    _check_notes(method, task)
     _check_comparison(method, settled["training"])
     _check_adapters(task, settled["training"])
     teacher_name = _teacher_name(request, task, method, choice.profile)
@@ -137,11 +144,26 @@ def _check_solutions(method: Distiller, task: Task) -> None:
                         "let it learn from the teacher's own, such as --set data=teacher")
 
 
+def _check_standing(method: Distiller) -> None:
+    if method.standing == "unspecified" and not getattr(method.params, "approximate", False):
+        raise UserError(f"{method.name} is known in its form alone: some of its constants are not public, and those "
+                        "here are ours",
+                        f"opdbench show {method.name} says which; --set approximate=true runs it with them")
+
+
+def _check_notes(method: Distiller, task: Task) -> None:
+    wanted = method.reads()
+    if wanted and isinstance(task, LanguageTask):
+        for kind in sorted(wanted - set(task.notes(task.examples("train")[0]))):
+            raise UserError(f"{method.name} tells its teacher the {kind} of every problem, and {task.id} has none",
+                            "choose another task (opdbench list tasks)")
+
+
 def _check_comparison(method: Distiller, training: Training) -> None:
     """Settings that would silently do nothing are refused."""
     asked = {name: getattr(training, name) for name in ("support", "loss_temperature")
              if getattr(training, name) != Training.model_fields[name].default}
-    if asked and not (method.compares and method.requires() == Needs.FULL):
+    if asked and not (method.compares and (method.own_teacher or method.requires() == Needs.FULL)):
         name, value = next(iter(asked.items()))
         raise UserError(f"{method.name}, with these settings, does not compare whole distributions: {name}={value} "
                         "would change nothing", f"leave {name} out; opdbench show {method.name} says what it compares")

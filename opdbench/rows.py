@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from opdbench.distributions import Categorical
+from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.support import Comparison, TopK
 
 TEACHER_FEATURES = "teacher_features"  # [B, T, H]: stored instead of logits, which may be 100 times as large
+TEACHER_LAYERS = "teacher_layers"  # [B, T, L, H]: what every layer gives out, where a method asks for HIDDEN
 TEACHER_LOGP = "teacher_logp"  # [B, T]: of the action taken
 TEACHER_TOPK_ID = "teacher_topk_id"  # [B, T, K] int64: all that some teachers reveal (opdbench.support.TopK)
 TEACHER_TOPK_LOGP = "teacher_topk_logp"  # [B, T, K]
@@ -44,6 +46,8 @@ class Rows:
     _student: Projection
     _teacher: Projection | None
     _comparison: Comparison = field(default_factory=Comparison)
+    layers_nlh: Tensor | None = None
+    """What every layer of the student gives out; there when the teacher's are (TEACHER_LAYERS)."""
     captured: dict[str, Tensor] = field(default_factory=dict)
     """The probability [N] inside the support, by side: filled by `pair`, logged by the loop."""
 
@@ -66,9 +70,10 @@ class Rows:
         with torch.no_grad():
             return Categorical(self._teacher(self.columns[TEACHER_FEATURES][row_c]))
 
-    def pair(self) -> tuple[Categorical, Categorical]:
-        """(teacher, student), as the run's settings compare them: at its `loss_temperature`, on its `support`."""
-        pair = self._comparison.pair(self._revealed(), self.student)
+    def pair(self, comparison: Comparison | None = None) -> tuple[Categorical, Categorical]:
+        """(teacher, student), as the run's settings compare them: at its `loss_temperature`, on its `support`; or as a
+        method does that has a support of its own."""
+        pair = (comparison or self._comparison).pair(self._revealed(), self.student)
         if pair.teacher_mass_n is not None and pair.student_mass_n is not None:
             self.captured = {"teacher_mass": pair.teacher_mass_n, "student_mass": pair.student_mass_n}
         return pair.teacher, pair.student
@@ -117,12 +122,20 @@ class RowTable:
             name: value[mask_bt] if name in rollouts.step_columns else value.repeat_interleave(repeats_b, dim=0)
             for name, value in rollouts.columns.items()}
 
-    def chunk(self, features_nh: Tensor, start: int, stop: int) -> Rows:
+    def chunk(self, features_nh: Tensor, start: int, stop: int, layers_nlh: Tensor | None = None) -> Rows:
         """Rows start..stop, whose student features are `features_nh` (a leaf, when the backward is chunked)."""
         fields = {f"{name}_n": value[start:stop] for name, value in self._fields.items()}
         columns = {name: value[start:stop] for name, value in self._columns.items()}
         return Rows(features_nh=features_nh, columns=columns, _student=self._student, _teacher=self._teacher,
-                    _comparison=self._comparison, **fields)
+                    _comparison=self._comparison, layers_nlh=layers_nlh, **fields)
+
+
+def visited(student: Policy, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+    """The student's features in every row [N, H], and its layers [N, L, H] where the teacher's are known."""
+    if TEACHER_LAYERS not in rollouts.columns:
+        return student.features(rollouts.input_bt, rollouts.length_b)[rollouts.mask_bt], None
+    features_bth, layers_btlh = student.hidden(rollouts.input_bt, rollouts.length_b)
+    return features_bth[rollouts.mask_bt], layers_btlh[rollouts.mask_bt]
 
 
 def row_weights(rollouts: Rollouts, reduction: str) -> Tensor:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from opdbench import hardware, provenance, seeds, worlds
+from opdbench import hardware, probes, provenance, seeds, worlds
 from opdbench.context import Context
 from opdbench.errors import DivergedError, UserError
 from opdbench.ledger import Ledger
@@ -115,7 +115,7 @@ class _Run:
     def _train(self, world: World) -> None:
         ctx = Context(world, self.recipe.training, self.recipe.budget, self.plan.spec.execution, Ledger(),
                       self.recipe.seed)
-        trainer = Trainer(self.plan.new_method(), ctx)
+        trainer = Trainer(self.plan.new_method(), ctx, probes.make(self.plan.spec.execution.probes))
         self._resume(trainer)
         self.watcher.phase(f"training goes on after step {ctx.step}" if ctx.step else "training")
         last_checkpoint = time.perf_counter()
@@ -137,6 +137,8 @@ class _Run:
             signals.defer = False
             self.record.ledger = ctx.ledger.as_dict()
             self.record.curve = thin(self.curve, CURVE_POINTS)
+            self.record.probes = {probe.name: {"series": probe.series, **probe.summary(ctx)}
+                                  for probe in trainer.probes}
         self.record.stopped_by = next(axis for axis, limit in self.recipe.budget.limits().items()
                                       if ctx.ledger.spent(axis) >= limit)
         # Training is over: a crash in the last evaluation must not cost it.

@@ -18,7 +18,7 @@ that each side has in S is logged by the loop for every method.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -74,6 +74,13 @@ class Comparison:
             return Pair(teacher, student)
         return self._restrict(teacher, student)
 
+    def inside(self, teacher: Categorical, student: Categorical) -> tuple[Tensor, Tensor, Tensor]:
+        """(which candidates are in the support [N, M], the teacher's and the student's log-probabilities of them): as
+        they are, neither renormalised nor with a tail, and at temperature 1."""
+        everything = min(self.top_k, student.logits_na.shape[-1])
+        id_nm, inside_nm, logp_nm = replace(self, top_k=everything)._actions(teacher, student)
+        return inside_nm, logp_nm, student.logp_na.gather(-1, id_nm)
+
     def _from_top_k(self, teacher: TopK) -> TopK:
         if self.support != "teacher":
             raise UserError("this teacher reveals only its most likely actions, and the student cannot be compared "
@@ -125,6 +132,15 @@ class Comparison:
                 id_nm = torch.cat([own["teacher"], own["student"]], -1)
                 inside_nm = torch.cat([torch.ones_like(in_both_nk), ~in_both_nk], -1)
         return id_nm, inside_nm, teacher.logp_na.gather(-1, id_nm)
+
+
+def top_k_forward_kl(teacher: Categorical, student: Categorical, k: int) -> Tensor:
+    """sum_S p~ (log p~ - log q) [N] over the teacher's `k` most likely actions S, p~ the teacher renormalised on them
+    and q as it is: KL(p~ || q~) - log q(S), so it also asks for the student's mass in S, and is at least -log of it."""
+    with torch.no_grad():
+        logits_nk, id_nk = teacher.logits_na.topk(min(k, teacher.logits_na.shape[-1]), -1)
+        logp_nk = Categorical(logits_nk).logp_na
+    return (logp_nk.exp() * (logp_nk - student.logp_na.gather(-1, id_nk))).sum(-1)
 
 
 def _log_outside(side: Categorical, id_nm: Tensor, inside_nm: Tensor) -> Tensor:

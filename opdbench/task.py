@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Message = dict[str, str]  # {"role": "user", "content": "..."}
+Prompt = str | Sequence[Message]
+NoteKind = Literal["solution", "answer", "hint", "cues", "success", "failure", "feedback"]
+"""What a teacher may be told besides the prompt: a reference solution, the final answer, advice that does not give the
+answer away, what could be read off the prompt itself; attempts that were right or wrong, what came of the attempt."""
+
+_INTRODUCTIONS: Mapping[NoteKind, str] = {
+    "solution": "Here is a correct solution:", "answer": "The final answer is:", "hint": "A hint:",
+    "cues": "What to notice:", "success": "Here is an attempt that was right:",
+    "failure": "Here is an attempt that was wrong:", "feedback": "An earlier attempt was answered:"}
+_AGAIN = "Now solve the problem yourself, step by step."
 
 
 class Task(ABC):
@@ -91,7 +101,7 @@ class Example:
     """
 
     id: str
-    prompt: str | Sequence[Message]
+    prompt: Prompt
     answer: str
     solution: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -139,6 +149,27 @@ class LanguageTask(Task):
             rngs: one for each example; a conversation that draws from its own alone hears the same in every batch.
         """
         return None
+
+    def notes(self, example: Example) -> dict[NoteKind, str]:
+        """What can be told about a problem to a teacher that may know more than the student does."""
+        solution: dict[NoteKind, str] = {} if example.solution is None else {"solution": example.solution}
+        return {**solution, "answer": example.answer} if example.answer else solution
+
+    def feedback(self, example: Example, completion: str) -> str | None:
+        """What is said to an attempt besides its score; None where nothing is."""
+        return None
+
+    def marks(self, example: Example) -> bool:
+        """Whether a problem is of the kind that only some methods look at (a prompt to refuse)."""
+        return False
+
+    def informed(self, example: Example, notes: Mapping[NoteKind, str]) -> Prompt:
+        """The prompt of a teacher that is told `notes`, in their order: below the problem, before it is to answer."""
+        told = "\n\n".join([*(f"{_INTRODUCTIONS[kind]}\n{text}" for kind, text in notes.items()), _AGAIN])
+        if isinstance(example.prompt, str):
+            return f"{told}\n\n{example.prompt}"
+        *before, last = example.prompt
+        return [*before, {**last, "content": f"{last['content']}\n\n{told}"}]
 
 
 class ControlTask(Task):

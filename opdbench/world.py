@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Generator, Tensor
@@ -15,7 +16,27 @@ from opdbench.pieces import Bridge
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.scores import Outcome as Outcome
-from opdbench.task import Split, Task
+from opdbench.task import Example, Prompt, Split, Task
+
+
+class Prompts(Protocol):
+    """Where states are texts below prompts: what they are about, and the same texts below other prompts."""
+
+    def problems(self, rollouts: Rollouts) -> list[Example]:
+        """The training problem of every trajectory."""
+
+    def written(self, rollouts: Rollouts) -> list[str]:
+        """What the grader read of every trajectory: all after the prompt, environment turns included."""
+
+    def below(self, rollouts: Rollouts, prompts: Sequence[Prompt], *, thinking: bool = False) -> Rollouts:
+        """The same completions below other prompts, one a trajectory: its k-th row is the k-th row of `rollouts`.
+
+        Raises:
+            UserError: a prompt with its completion is longer than the models' context.
+        """
+
+    def features(self, policy: Policy, rollouts: Rollouts) -> Tensor:
+        """What any policy of the student's vocabulary computes in every state, [B, T, H]."""
 
 
 class World(Protocol):
@@ -45,7 +66,12 @@ class World(Protocol):
     def bridge(self) -> Bridge | None:
         """How to ask a teacher whose actions are not the student's; None where both have the same."""
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+    @property
+    def prompts(self) -> Prompts | None:
+        """How to read the same trajectories below other prompts; None in control tasks."""
+
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """`n` trajectories of at most `horizon` steps, made by `actor` from the next training prompts or states.
 
         What is drawn depends on `generator` (on the CPU) alone, and neither on the device nor on how many trajectories
@@ -53,6 +79,12 @@ class World(Protocol):
 
         With `repeat` > 1 every prompt is used that many times (`n` counts trajectories); column `group` [B] tells
         which trajectories share a prompt, and column `example` [B] is the index of the training problem.
+
+        Args:
+            problems: indices of n / `repeat` training problems to write about in place of the next ones.
+
+        Raises:
+            UserError: control tasks have no problems to choose from, and cannot repeat a state.
         """
 
     def demonstrations(self, *, n: int, generator: Generator) -> Rollouts:

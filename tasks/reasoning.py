@@ -12,12 +12,14 @@ longer than what it uses. And problems repeat: a prompt that was seen before, in
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar
 
 from opdbench.lm.lessons import Recipe, Role
-from opdbench.task import Example, Split
+from opdbench.task import Example, NoteKind, Split
 from opdbench.tasks.tiny import TinyTask, written
 
 _STRETCH = 10_000_000  # items reserved for each split in reasoning-gym's endless sequence
@@ -69,6 +71,18 @@ class ReasoningTask(TinyTask):
         if example.solution != example.answer:
             scores["worked"] = float(text == example.solution)
         return scores
+
+    def notes(self, example: Example) -> dict[NoteKind, str]:
+        """A hint is the first number to write; the cue, how many numbers the prompt has."""
+        assert example.solution is not None and isinstance(example.prompt, str)
+        return {**super().notes(example), "hint": re.split("[;,:]", example.solution)[0],
+                "cues": str(len(re.findall("[0-9]+", example.prompt)))}
+
+    def feedback(self, example: Example, completion: str) -> str | None:
+        """How far the attempt agrees with the worked solution."""
+        pairs = zip(example.solution or "", written(completion), strict=False)
+        right = takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return "".join(character for character, _ in right) or None
 
 
 class ChainSum(ReasoningTask):

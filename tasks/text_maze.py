@@ -30,7 +30,7 @@ from pydantic import Field
 
 from opdbench.lm.lessons import SKIP, Lesson, Recipe, Role
 from opdbench.seeds import rng as seeded
-from opdbench.task import Example, Reply, Split, Task, Turns
+from opdbench.task import Example, NoteKind, Reply, Split, Task, Turns
 from opdbench.tasks.tiny import CELLS, MOVES, TinyTask, written
 
 if TYPE_CHECKING:
@@ -192,6 +192,18 @@ class TextMaze(TinyTask):
         reached = _cells_reached(example.prompt[0], written(completion))[: 2 * shortest]
         moves = reached.index(example.answer) + 1 if example.answer in reached else None
         return {"success": float(moves is not None), "spl": min(1.0, shortest / moves) if moves else 0.0}
+
+    def notes(self, example: Example) -> dict[NoteKind, str]:
+        """A hint is the first move; the cue, which ways the goal lies."""
+        assert example.solution is not None
+        (row, column), (goal_row, goal_column) = (divmod(CELLS.index(cell), SIDE) for cell in str(example.prompt)[:2])
+        ways = ("v" if goal_row > row else "^") * (row != goal_row)
+        ways += (">" if goal_column > column else "<") * (column != goal_column)
+        return {**super().notes(example), "hint": example.solution[0], "cues": ways}
+
+    def feedback(self, example: Example, completion: str) -> str | None:
+        """The last cell that was reached."""
+        return _cells_reached(str(example.prompt)[0], written(completion))[-1:] or None
 
     def lessons(self, role: Role, rng: Random) -> Iterator[Lesson]:
         """The student is shown the clean paths of the trained pairs. The teacher starts anywhere, goes astray, and

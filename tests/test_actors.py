@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from opdbench.actors import ACTION, Actor, Blend, Mixture, Student, Teacher, counted_cumsum, sample, uniform_table
+from opdbench.actors import (
+    ACTION,
+    STEP,
+    Actor,
+    Blend,
+    Mixture,
+    Student,
+    Teacher,
+    counted_cumsum,
+    sample,
+    uniform_table,
+)
 from opdbench.rollouts import Source
 from tests.enumerable import generator, random_logits
 
@@ -76,8 +87,10 @@ def test_draws_repeat_with_the_numbers_and_leave_logits_and_global_randomness_al
 
 def test_a_table_is_reproducible_uniform_and_grows_with_the_horizon() -> None:
     table = uniform_table(50, 200, generator(3))
-    assert table.shape == (200, 50, 2) and table.dtype == torch.float64 and table.device.type == "cpu"
+    assert table.shape == (200, 50, 3) and table.dtype == torch.float64 and table.device.type == "cpu"
     assert torch.equal(table[:30], uniform_table(50, 30, generator(3)))
+    assert (table[..., STEP] == torch.arange(200)[:, None]).all()
+    table = table[..., :2].reshape(200, 50, 2)
     assert table.min() >= 0 and table.max() < 1
     counts = torch.histc(table, bins=20, min=0, max=1)
     assert (counts - 1000).abs().max() < 4 * math.sqrt(20_000 * 0.05 * 0.95)

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from opdbench import hardware, registry
+from opdbench import hardware, registry, unspecified
 from opdbench.cli.arguments import add_json, add_plugin, one_of
 from opdbench.registry import Description
 from opdbench.text import bold, print_json, table
 
+PUBLISHED = "published"  # what most methods are, and need not say
 WHAT = ("methods", "tasks", "profiles")
 
 
@@ -44,6 +45,8 @@ def _as_text(what: str, plugins: Sequence[str]) -> str:
     found = _descriptions(what, plugins)
     if what == "methods":
         rows = [[d.name, "+".join(d.domains) or "-", d.needs or "-", _claim(d)] for d in found]
+        rows += [[name, "-", "-", f"{known.claim} [cannot be run: not public]"]
+                 for name, known in unspecified.read().items()]
         return table(["method", "worlds", "needs", "claim"], rows)
     return table(["task", "world", "problem"], [[d.id, "+".join(d.domains) or "-", _claim(d)] for d in found])
 
@@ -53,6 +56,8 @@ def _descriptions(what: str, plugins: Sequence[str]) -> list[Description]:
 
 
 def _claim(description: Description) -> str:
-    """The summary; what is wrong with a broken one; and the package, where it is not opdbench's own."""
+    """The summary; what is wrong with a broken one; how certain a method is, where it is not; and the package, where
+    it is not opdbench's own."""
     text = f"cannot be used: {description.problem}" if description.problem else description.summary
+    text += "" if description.standing == PUBLISHED else f" [{description.standing}]"
     return text if description.package.startswith("opdbench ") else f"{text} [{description.package}]"

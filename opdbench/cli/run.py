@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin, seed_range
-from opdbench.errors import UsageError
+from opdbench.errors import UsageError, UserError
+from opdbench.probes import PROBES
 
 if TYPE_CHECKING:
     from opdbench.resolve import Request
@@ -26,8 +27,9 @@ class Ended(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", nargs="?", metavar="suite:NAME",
-                        help="all runs of a suite (a shipped one, or a YAML file) instead of one run")
+    parser.add_argument("target", nargs="?", metavar="suite:NAME|recipe:NAME",
+                        help="all runs of a suite, or the stages of a recipe (shipped ones, or YAML files), instead of "
+                             "one run")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of a suite at a time (default 1)")
     parser.add_argument("--only", action="append", default=[], metavar="WORD",
                         help="of a suite: only this task, arm or task/arm (repeatable)")
@@ -45,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="set any documented parameter (repeatable)")
     parser.add_argument("--preset", metavar="NAME", help="the method as the paper has it (paper, the default), or as "
                                                          "other code does (opdbench show METHOD lists them)")
+    parser.add_argument("--probe", action="append", default=[], metavar="NAME",
+                        help=f"watch something besides: {', '.join(PROBES)} (repeatable)")
     parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
     parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id, SB3 zip, or a "
                                                            "server's address (http://HOST:PORT/v1#MODEL)")
@@ -92,11 +96,13 @@ def _seeds(args: argparse.Namespace) -> list[int]:
 
 
 def _suite(args: argparse.Namespace) -> int:
-    from opdbench.cli import suite
+    from opdbench.cli import outer, suite
 
+    if args.target.startswith(outer.PREFIX):
+        return outer.execute(args)
     if not args.target.startswith(suite.PREFIX):
-        raise UsageError(f"{args.target!r} is no suite", f"write opdbench run {suite.PREFIX}NAME, or opdbench run "
-                                                         "--method M --task T")
+        raise UsageError(f"{args.target!r} is no suite and no recipe", f"write opdbench run {suite.PREFIX}NAME, "
+                         f"{outer.PREFIX}NAME, or opdbench run --method M --task T")
     if args.jobs < 1:
         raise UsageError(f"--jobs {args.jobs} is not a positive number", "write --jobs 2 for two runs at a time")
     return suite.execute(args)
@@ -114,7 +120,8 @@ def _request(args: argparse.Namespace, seed: int) -> Request:
 
     return Request(method=args.method, task=args.task, profile=args.profile, seed=seed, budget=tuple(args.budget),
                    settings=tuple(args.settings), student=args.student, teacher=args.teacher, data=args.data,
-                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle, preset=args.preset)
+                   plugins=tuple(args.plugin), trust_pickle=args.trust_pickle, preset=args.preset,
+                   probes=tuple(args.probe))
 
 
 def _run(args: argparse.Namespace, seed: int) -> Ended:
@@ -134,6 +141,7 @@ def _run(args: argparse.Namespace, seed: int) -> Ended:
         place = str(folder.path / RECORD)
         display.note(f"profile {plan.spec.execution.profile}: {plan.profile_reason}")
         if not args.fresh and (finished := _finished(folder)) is not None:
+            _check_watched(args, finished)
             display.note("this run is finished; its record follows (add --fresh to run it again)" + _made_by(finished))
         try:
             record = run.execute(plan, folder, display, fresh=args.fresh)
@@ -151,6 +159,12 @@ def _finished(folder: RunFolder) -> Record | None:
     """The record of a run that has come to its end."""
     record = folder.read_record() if folder.path.exists() else None
     return record if record is not None and record.status == "completed" else None
+
+
+def _check_watched(args: argparse.Namespace, record: Record) -> None:
+    if unseen := set(args.probe) - set(record.probes):
+        raise UserError(f"this run is finished, and nobody watched its {', '.join(sorted(unseen))}",
+                        "add --fresh to run it again")
 
 
 def _made_by(record: Record) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdbench import hardware, registry
+from opdbench import hardware, registry, unspecified
 from opdbench.cli.arguments import add_json, add_plugin
 from opdbench.cli.knobs import knob_table, knobs_of
 from opdbench.errors import UserError, unknown
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RECORD = "record.json"
 OFFLINE = "HF_HUB_OFFLINE"
 MODES = ("greedy", "sampled")
+STANDINGS = {"published": "", "from notes": "from notes: known from others' notes on the paper, and not from itself",
+             "unspecified": "unspecified: parts of it are not public, and were chosen here"}
 WORLDS = {"lm": "language models", "rl": "control"}
 
 
@@ -70,6 +72,8 @@ def _find(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[dict[str,
         return method_content(name, args.plugin), _method_text
     if kinds == ["task"]:
         return task_content(name, args.plugin, args.data), _task_text
+    if (known := unspecified.read().get(name)) is not None:
+        return {"name": name, "standing": "unspecified", **known._asdict()}, _unspecified_text
     if name in hardware.names():
         return profile_content(hardware.load(name)), _profile_text
     if name.endswith(".json") or os.sep in name or Path(name).is_dir():
@@ -125,6 +129,7 @@ def _method_text(method: dict[str, Any]) -> str:
         ("worlds", " and ".join(WORLDS.get(domain, domain) for domain in method["domains"])),
         ("teacher", f"must reveal: {method['needs']}"),
         ("paper", method["paper"]),
+        ("standing", STANDINGS[method["standing"]]),
         ("deviations", method["deviations"]),
         *((f"--preset {name}", ", ".join(f"{key}={value}" for key, value in values.items()))
           for name, values in method["presets"].items()),
@@ -135,6 +140,11 @@ def _method_text(method: dict[str, Any]) -> str:
              _parameter_table(method["parameters"]), knob_table(method["knobs"]) if method["knobs"] else "",
              f"try it: opdbench run --method {method['name']} --task TASK"]
     return "\n\n".join(part for part in parts if part)
+
+
+def _unspecified_text(method: dict[str, Any]) -> str:
+    facts = fields([("paper", method["paper"]), ("known", method["known"]), ("missing", method["missing"])])
+    return f"{bold(method['name'])}  {method['claim']}\n\n{facts}\n\nIt cannot be run: too little of it is public."
 
 
 def _parameter_table(rows: list[dict[str, Any]]) -> str:

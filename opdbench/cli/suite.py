@@ -21,7 +21,7 @@ def execute(args: argparse.Namespace) -> int:
     from opdbench.schema.suite import read
 
     name, suite = read(args.target.removeprefix(PREFIX))
-    _refuse_settings(args)
+    refuse_settings(args, "suite")
     seeds, results = seed_range(args.seeds or suite.seeds), Path(args.results)
     places = _chosen(suite.places(), args.only)
     if args.dry_run:
@@ -67,10 +67,12 @@ def _chosen(places: list[tuple[str, str]], only: list[str]) -> list[tuple[str, s
             if not only or {task, arm, f"{task}/{arm}"} & set(only)]
 
 
-def _refuse_settings(args: argparse.Namespace) -> None:
+def refuse_settings(args: argparse.Namespace, kind: str) -> None:
+    """What is given as data takes no settings."""
     given = {"--method": args.method, "--task": args.task, "--set": args.settings, "--budget": args.budget,
-             "--preset": args.preset, "--student": args.student, "--teacher": args.teacher, "--data": args.data}
+             "--preset": args.preset, "--probe": args.probe, "--student": args.student,
+             "--teacher": args.teacher, "--data": args.data}
     for flag, value in given.items():
         if value:
-            raise UsageError(f"a suite says itself what it runs: {flag} means nothing to it",
-                             "leave it out, or copy the suite's YAML file, change it and run suite:FILE.yaml")
+            raise UsageError(f"a {kind} says itself what it runs: {flag} means nothing to it",
+                             f"leave it out, or copy the {kind}'s YAML file, change it and run {kind}:FILE.yaml")

@@ -7,7 +7,7 @@ value, and an estimator can be held against it. It implements `opdbench.world.Wo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,12 +17,12 @@ from torch import Generator, Tensor, nn
 
 from opdbench import seeds
 from opdbench.actors import Actor, Student, uniform_table
-from opdbench.lm.generate import Completion, last_decision, to_rollouts
+from opdbench.lm.generate import Completion, below, completion_of, last_decision, to_rollouts
 from opdbench.lm.policy import pad_right
 from opdbench.oracle import Oracle
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.task import Example, LanguageTask, NoteKind, Prompt, Split
 from opdbench.world import Outcome
 
 END, A, B = range(3)
@@ -32,7 +32,8 @@ LONGEST_INPUT = 4  # two tokens of prompt, and all of a completion but its last 
 
 
 class PrefixPolicy(Policy):
-    """A table: every prefix has its own features, and one linear layer makes logits of them.
+    """A table: every prefix has its own features, and one linear layer makes logits of them. A prefix longer than the
+    language has (below another prompt) shares those of some other prefix.
 
     With as many features as actions and `tabular=True`, features are the logits: every state is independent.
     """
@@ -55,7 +56,7 @@ class PrefixPolicy(Policy):
             self.table.mul_(scale if tabular else scale / n_features**0.5)
 
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
-        return self.table[prefix_index(input_bt, length_b, self.n_actions)]
+        return self.table[prefix_index(input_bt, length_b, self.n_actions) % len(self.table)]
 
     def project(self, features_nh: Tensor) -> Tensor:
         return features_nh if self.head is None else features_nh @ self.head.T
@@ -114,6 +115,18 @@ class EnumerableTask(LanguageTask):
     def grade(self, example: Example, completion: str) -> dict[str, float]:
         return {"accuracy": float(completion.removesuffix(TEXT[END]) == example.answer)}
 
+    def notes(self, example: Example) -> dict[NoteKind, str]:
+        return {**super().notes(example), "hint": "b", "cues": str(example.prompt)[-1]}
+
+    def feedback(self, example: Example, completion: str) -> str | None:
+        return completion[:1]
+
+    def marks(self, example: Example) -> bool:
+        return str(example.prompt)[-1] == "a"
+
+    def informed(self, example: Example, notes: Mapping[NoteKind, str]) -> Prompt:
+        return "".join(notes.values()) + str(example.prompt)
+
     def checksum(self) -> str:
         return hashlib.sha256(f"{self.id} {self.prompts}".encode()).hexdigest()
 
@@ -130,12 +143,14 @@ class EnumerableWorld:
         self.student, self.teacher, self.seed = student, teacher, seed
         self._cursor = 0
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """See `World.rollout`; `group` numbers the prompts drawn since the run began."""
         if n % repeat:
             raise ValueError(f"{n} trajectories cannot share prompts in groups of {repeat}")
         group_b = torch.arange(n) // repeat + self._cursor
-        index_b = [index for index in self._next(n // repeat) for _ in range(repeat)]
+        drawn = self._next(n // repeat) if problems is None else problems
+        index_b = [index for index in drawn for _ in range(repeat)]
         examples = self.task.examples("train")
         prompts = [encode(str(examples[index].prompt)) for index in index_b]
         completions = self._write(actor, self.student, self.teacher, prompts,
@@ -160,7 +175,27 @@ class EnumerableWorld:
 
     def teacher_features(self, rollouts: Rollouts) -> Tensor:
         assert self.teacher is not None, "this world has no teacher"
-        return self.teacher.features(rollouts.input_bt, rollouts.length_b)
+        return self.features(self.teacher, rollouts)
+
+    @property
+    def prompts(self) -> EnumerableWorld:
+        """See `opdbench.world.Prompts`."""
+        return self
+
+    def problems(self, rollouts: Rollouts) -> list[Example]:
+        examples = self.task.examples("train")
+        return [examples[index] for index in rollouts.columns["example"].tolist()]
+
+    def written(self, rollouts: Rollouts) -> list[str]:
+        return [decode(completion_of(rollouts, index)[0].tokens).removesuffix(TEXT[END])
+                for index in range(rollouts.n_trajectories)]
+
+    def below(self, rollouts: Rollouts, prompts: Sequence[Prompt], *, thinking: bool = False) -> Rollouts:
+        return below(rollouts, [encode(str(prompt)) for prompt in prompts])
+
+    @torch.no_grad()
+    def features(self, policy: Policy, rollouts: Rollouts) -> Tensor:
+        return policy.features(rollouts.input_bt, rollouts.length_b)
 
     @torch.no_grad()
     def evaluate(self, policy: Policy | Oracle, *, split: Split, mode: Literal["greedy", "sampled"], n: int | None,

@@ -22,7 +22,7 @@ from opdbench.loop import Trainer
 from opdbench.policy import Policy
 from opdbench.rl.world import ControlWorld
 from opdbench.rollouts import Rollouts
-from opdbench.rows import Rows, RowTable, row_weights
+from opdbench.rows import Rows, RowTable, row_weights, visited
 from opdbench.schema.spec import Budget, Execution, Training
 from opdbench.world import World
 
@@ -120,16 +120,17 @@ def first_batch(cls: type[Distiller], variant: Variant, world: World) -> Batch:
     ctx.begin_step()
     needs = method.asks(ctx)
     rollouts = ctx.score(method.collect(ctx), needs)
-    minibatch = next(iter(method.minibatches(method.prepare(rollouts, ctx), ctx)))
+    minibatches = method.minibatches(method.prepare(rollouts, ctx), ctx)
+    minibatch = next(minibatch for minibatch in minibatches if minibatch.n_rows)
     return Batch(method, ctx, rollouts, minibatch)
 
 
 def make_rows(ctx: Context, minibatch: Rollouts) -> Rows:
     """All rows of a minibatch at once, with the graph to the student's weights."""
-    student, teacher = ctx.student, ctx.world.teacher
-    features_nh = student.features(minibatch.input_bt, minibatch.length_b)[minibatch.mask_bt]
+    student, teacher = ctx.student, ctx.teacher
+    features_nh, layers_nlh = visited(student, minibatch)
     table = RowTable(minibatch, student.project, None if teacher is None else teacher.project, ctx.comparison)
-    return table.chunk(features_nh, 0, len(features_nh))
+    return table.chunk(features_nh, 0, len(features_nh), layers_nlh)
 
 
 def gradient(method: Distiller, ctx: Context, minibatch: Rollouts) -> tuple[float, dict[str, Tensor]]:
@@ -170,8 +171,8 @@ class Unrewarded:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: torch.Generator, repeat: int = 1) -> Rollouts:
-        rollouts = self._world.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat)
+    def rollout(self, actor: Actor, **how: Any) -> Rollouts:
+        rollouts = self._world.rollout(actor, **how)
         return replace(rollouts, reward_bt=torch.zeros_like(rollouts.reward_bt))
 
     def __getattr__(self, name: str) -> Any:
@@ -186,8 +187,8 @@ class Watched:
         self.decisions = 0
         self.demonstrated = 0
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: torch.Generator, repeat: int = 1) -> Rollouts:
-        rollouts = self._world.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat)
+    def rollout(self, actor: Actor, **how: Any) -> Rollouts:
+        rollouts = self._world.rollout(actor, **how)
         self.decisions += rollouts.n_rows
         return rollouts
 

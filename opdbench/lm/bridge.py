@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from opdbench.actors import Actor
 from opdbench.errors import UserError
 from opdbench.lm.alignment import Reading, Speller, align
-from opdbench.lm.generate import Completion
+from opdbench.lm.generate import Completion, completion_of
 from opdbench.lm.policy import LanguagePolicy, Speaker, pad_right
 from opdbench.lm.world import LanguageWorld
 from opdbench.oracle import Oracle
@@ -31,6 +31,7 @@ from opdbench.pieces import (
     OPEN_PREFIX,
     PIECE_HEAD,
     PIECE_START,
+    PIECE_TOKENS,
     SINCE_HEAD,
     TEACHER_REST_LOGP,
     TEACHER_TOKEN,
@@ -201,15 +202,17 @@ class BridgedWorld(LanguageWorld):
                                   problems=self._asked, prompts=self._teacher_prompts)
         self.bridge = self._bridge
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """See `opdbench.world.World`. The teacher writes at most `horizon` of its own tokens."""
         if not actor.uses_teacher:
-            return super().rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat)
+            return super().rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat, problems=problems)
         if actor.uses_student:
             raise UserError("the teacher has another tokenizer than the student, and the two cannot choose a token "
                             "together", "let one of them write alone, or choose two models of one family")
         self._teachers.load_state_dict(self.state_dict())
-        theirs = self._teachers.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat).to("cpu")
+        theirs = self._teachers.rollout(actor, n=n, horizon=horizon, generator=generator, repeat=repeat,
+                                        problems=problems).to("cpu")
         self.load_state_dict(self._teachers.state_dict())
         indices, group_b = theirs.columns["example"].tolist(), theirs.columns["group"]
         completions = [self._bridge.translate(completion_of(theirs, index)[0], self._teachers.eos_ids, horizon)
@@ -235,16 +238,6 @@ class BridgedWorld(LanguageWorld):
     def _teacher_prompts(self, rollouts: Rollouts) -> list[list[int]]:
         return [self._teachers._render(example, 0, thinking=self._thinks(group)) for example, group in
                 zip(self._asked(rollouts), rollouts.columns["group"].tolist(), strict=True)]
-
-
-def completion_of(rollouts: Rollouts, index: int) -> tuple[Completion, int]:
-    """What followed the prompt in one trajectory, and the step of its first token."""
-    length, source_t = int(rollouts.length_b[index]), rollouts.source_bt[index]
-    decided = (source_t[:length] != Source.NOBODY).nonzero()
-    first = int(decided[0]) if len(decided) else length
-    return Completion(rollouts.action_bt[index, first:length].tolist(), source_t[first:length].tolist(),
-                      rollouts.behaviour_logp_bt[index, first:length].tolist(),
-                      not bool(rollouts.truncated_b[index])), first
 
 
 def _closed(completion: Completion, eos_ids: frozenset[int]) -> bool:
@@ -284,15 +277,17 @@ def _columns(rollouts: Rollouts, texts: Sequence[_Text], head: Head) -> dict[str
     shape, device = rollouts.mask_bt.shape, rollouts.input_bt.device
     start_bt, head_bt = torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     prefix_bt, since_bt, rest_bt = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+    tokens_bt = torch.zeros_like(since_bt)
     for index, text in enumerate(texts):
-        for left, _, possible in text.pieces:
+        for left, right, possible in text.pieces:
             start_bt[index, text.first + left.start + 1:text.first + left.stop] = False
             at = index, text.first + _head(left, head)
-            head_bt[at], rest_bt[at] = True, 0.0 if possible else IMPOSSIBLE
+            head_bt[at], tokens_bt[at], rest_bt[at] = True, len(right), 0.0 if possible else IMPOSSIBLE
         for step, prefix, since in text.prefixes:
             prefix_bt[index, step], since_bt[index, step] = prefix, since
     columns = {PIECE_START: start_bt, PIECE_HEAD: head_bt, OPEN_PREFIX: prefix_bt, SINCE_HEAD: since_bt,
-               TEACHER_TOKEN: torch.zeros(shape, dtype=torch.int64), TEACHER_REST_LOGP: rest_bt}
+               PIECE_TOKENS: tokens_bt, TEACHER_TOKEN: torch.zeros(shape, dtype=torch.int64),
+               TEACHER_REST_LOGP: rest_bt}
     return {name: column.to(device) for name, column in columns.items()}
 
 

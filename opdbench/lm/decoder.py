@@ -166,6 +166,20 @@ class NativePolicy(LanguagePolicy):
         return (self.embedding if self.head is None else self.head)[:self.n_actions]
 
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
+        x_bth = None
+        for x_bth in self._layer_outputs(input_bt):  # noqa: B007 - the last one is wanted
+            pass
+        assert x_bth is not None
+        return self.final_norm(x_bth)
+
+    def hidden(self, input_bt: Tensor, length_b: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Policy.hidden`; as in transformers, the last layer's is normed."""
+        outputs = list(self._layer_outputs(input_bt))
+        features_bth = self.final_norm(outputs[-1])
+        return features_bth, torch.stack([*outputs[:-1], features_bth], 2)
+
+    def _layer_outputs(self, input_bt: Tensor) -> Iterator[Tensor]:
+        """[B, T, H] after every layer."""
         rotary = self.rotary(input_bt.shape[1])
         x_bth = F.embedding(input_bt, self.embedding)
         for layer in self.layers:
@@ -173,7 +187,7 @@ class NativePolicy(LanguagePolicy):
                 x_bth, *_ = checkpoint(layer, x_bth, rotary, use_reentrant=False)
             else:
                 x_bth, *_ = layer(x_bth, rotary)
-        return self.final_norm(x_bth)
+            yield x_bth
 
     def project(self, features_nh: Tensor) -> Tensor:
         weight_ah = self.embedding if self.head is None else self.head

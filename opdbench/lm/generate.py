@@ -88,6 +88,24 @@ def last_decision(source_bt: Tensor) -> Tensor:
     return decided_bt & (decided_bt.flip(1).cumsum(1).flip(1) == 1)
 
 
+def completion_of(rollouts: Rollouts, index: int) -> tuple[Completion, int]:
+    """What followed the prompt in one trajectory, and the step of its first token."""
+    length, source_t = int(rollouts.length_b[index]), rollouts.source_bt[index]
+    decided = (source_t[:length] != Source.NOBODY).nonzero()
+    first = int(decided[0]) if len(decided) else length
+    return Completion(rollouts.action_bt[index, first:length].tolist(), source_t[first:length].tolist(),
+                      rollouts.behaviour_logp_bt[index, first:length].tolist(),
+                      not bool(rollouts.truncated_b[index])), first
+
+
+def below(rollouts: Rollouts, prompts: Sequence[Sequence[int]]) -> Rollouts:
+    """The completions of some rollouts below other prompts, one a trajectory. Rewards are left out."""
+    host = rollouts.to("cpu")
+    view = to_rollouts(prompts, [completion_of(host, index)[0] for index in range(host.n_trajectories)])
+    columns = {name: host.columns[name] for name in ("example", "group")}
+    return view.with_columns(per_trajectory=columns).to(rollouts.input_bt.device)
+
+
 class _Pair:
     """The student's and the teacher's decoding, either of which may be absent, and their sequences' random numbers,
     moved together."""

@@ -68,6 +68,14 @@ class HfPolicy(LanguagePolicy):
             logits_bta: Tensor = self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False).logits
             return logits_bta
 
+    def hidden(self, input_bt: Tensor, length_b: Tensor) -> tuple[Tensor, Tensor]:
+        mask_bt = torch.arange(input_bt.shape[1], device=input_bt.device) < length_b[:, None]
+        with self._recomputed() if self.checkpointing and torch.is_grad_enabled() else nullcontext():
+            output = self.model(input_ids=input_bt, attention_mask=mask_bt.long(), use_cache=False,
+                                output_hidden_states=True)
+        layers = output.hidden_states[1:]  # the first one is the embedding
+        return layers[-1] if self.is_split else output.logits, torch.stack(layers, 2)
+
     def project(self, features_nh: Tensor) -> Tensor:
         if not self.is_split:
             return widen(features_nh[:, :self.n_actions])

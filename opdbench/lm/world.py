@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from opdbench import seeds
 from opdbench.actors import Actor, Student, Teacher, uniform_table
 from opdbench.errors import UserError
-from opdbench.lm.generate import Completion, generate, last_decision, to_rollouts
+from opdbench.lm.generate import Completion, below, completion_of, generate, last_decision, to_rollouts
 from opdbench.lm.likelihood import judge
 from opdbench.lm.policy import LanguagePolicy, Speaker
 from opdbench.lm.remote import RemoteTeacher
@@ -22,7 +22,7 @@ from opdbench.oracle import Oracle
 from opdbench.pieces import Bridge
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts, Source
-from opdbench.task import Example, LanguageTask, Split, Turns
+from opdbench.task import Example, LanguageTask, Prompt, Split, Turns
 from opdbench.world import Outcome
 
 Thinking = Literal["off", "on", "both"]
@@ -69,12 +69,13 @@ class LanguageWorld:
             raise UserError(f"{self.task.id} has no training problems", "pass data that has a train split")
         return problems
 
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """See `opdbench.world.World`; `group` numbers the prompts drawn since the run began."""
         if n % repeat:
             raise ValueError(f"{n} trajectories cannot share prompts in groups of {repeat}")
         first = self._cursor
-        drawn = self._next(n // repeat)
+        drawn = self._next(n // repeat) if problems is None else list(problems)
         indices = [index for index in drawn for _ in range(repeat)]
         examples = [self._problems[index] for index in indices]
         prompts = [self._render(example, horizon, thinking=self._thinks(first + number // repeat))
@@ -116,12 +117,39 @@ class LanguageWorld:
     def teacher_features(self, rollouts: Rollouts) -> Tensor:
         """See `opdbench.world.World`; on the teacher's device, and undefined but finite beyond each length."""
         assert self.teacher is not None, "this world has no teacher"
-        device, features = self.teacher.device, None
-        problems = [self._problems[index] for index in rollouts.columns["example"].tolist()]
+        return self.features(self.teacher, rollouts)
+
+    @property
+    def prompts(self) -> LanguageWorld:
+        """See `opdbench.world.Prompts`."""
+        return self
+
+    def problems(self, rollouts: Rollouts) -> list[Example]:
+        return [self._problems[index] for index in rollouts.columns["example"].tolist()]
+
+    def written(self, rollouts: Rollouts) -> list[str]:
+        host = rollouts.to("cpu")
+        return [self.completion_text(completion_of(host, index)[0]) for index in range(host.n_trajectories)]
+
+    def below(self, rollouts: Rollouts, prompts: Sequence[Prompt], *, thinking: bool = False) -> Rollouts:
+        tokens = [self.tokenizer.render(prompt, thinking=thinking) for prompt in prompts]
+        view = below(rollouts, tokens)
+        room = min(model.context_length for model in self._models)
+        if (longest := int(view.length_b.max())) > room:
+            raise UserError(f"a prompt of {self.task.id} with what its teacher is told beside it comes to {longest} "
+                            f"tokens, and the models' context is {room}", "lower horizon, or pass models with a longer "
+                                                                          "context")
+        return view
+
+    @torch.no_grad()
+    def features(self, policy: Policy, rollouts: Rollouts) -> Tensor:
+        assert isinstance(policy, LanguagePolicy)
+        device, features = policy.device, None
+        problems = self.problems(rollouts)
         for part in _slices(rollouts.n_trajectories, self.teacher_batch):
             length_b = rollouts.length_b[part].to(device)
             horizon = int(length_b.max())
-            speaker = self.teacher.on(problems[part])
+            speaker = policy.on(problems[part])
             part_bth = speaker.features(rollouts.input_bt[part, :horizon].to(device), length_b)
             if features is None:
                 features = part_bth.new_zeros(*rollouts.input_bt.shape, part_bth.shape[-1])

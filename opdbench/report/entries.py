@@ -99,6 +99,8 @@ def broken_rule(board: Board, run: Run) -> str | None:
     recipe = run.record.recipe
     parameters = {name: value for name, value in board.task_params.items() if recipe.task_params.get(name) != value}
     checks = (
+        ("a method whose constants are not public",
+         board.division == "closed" and bool(recipe.params.get("approximate"))),
         ("another budget", recipe.budget.limits() not in board.budgets),
         ("another teacher", not _is_model(board.teacher, recipe.teacher)),
         ("another student", not _is_model(board.student, recipe.student)),

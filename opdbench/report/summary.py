@@ -10,6 +10,7 @@ from opdbench.schema.record import Record, Score
 from opdbench.text import fields, percent, table
 
 _PHASES = ("before", "after", "teacher")
+_BARS = "▁▂▃▄▅▆▇█"
 _CURVE = ("loss", "reverse_kl", "forward_kl", "entropy", "length", "truncated")
 
 
@@ -85,6 +86,7 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
         yield "compute", ", ".join([f"{total:.3g} FLOPs", *shares])
     if record.curve:
         last = record.curve[-1]
+        yield from _probes(record)
         yield "last step", ", ".join(f"{name} {last[name]:.4g}" for name in _CURVE if name in last)
     yield "total time", f"{record.times.total_seconds:.1f} s, evaluation included"
     yield "record", place
@@ -126,6 +128,22 @@ def _left_behind(record: Record) -> Iterator[tuple[str, str]]:
 
 def _settings(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _probes(record: Record) -> Iterator[tuple[str, str]]:
+    """What each probe saw: every figure from its first look to its last, with a line for its course."""
+    for name, seen in record.probes.items():
+        figures = dict.fromkeys(key for entry in seen["series"] for key in entry if key != "step")
+        for figure in figures:
+            course = [entry[figure] for entry in seen["series"] if figure in entry]
+            yield f"{name} {figure}".replace("_", " "), f"{course[0]:.4g} to {course[-1]:.4g}  {sparkline(course)}"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A course in one line of bars, from its lowest to its highest value."""
+    low, high = min(values), max(values)
+    height = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * height)] for value in values)
 
 
 def _gap(value: float | None) -> str:

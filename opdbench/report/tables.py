@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opdbench import registry
+from opdbench.errors import UserError
 from opdbench.report.entries import COSTS, Entry
 from opdbench.schema.board import Board
 from opdbench.stats import Interval
@@ -51,9 +53,10 @@ def plain(text: str) -> str:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    gap = entry.ranked_gap
+    gap, standing = entry.ranked_gap, standing_of(entry.method)
     return {
         "rank": entry.rank, "tie": entry.tie, "method": plain(entry.method),
+        **({"standing": standing} if standing else {}),
         "setting": ", ".join(f"{plain(name)}={plain(str(value))}" for name, value in entry.changed.items()),
         "setting_id": entry.setting.digest, "seeds": list(entry.study.seeds) if entry.study else [],
         "examples": len(entry.study.example_e) if entry.study else 0,
@@ -67,6 +70,16 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "failed": [{"seed": failure.seed, "status": failure.status, "reason": plain(failure.reason)}
                    for failure in entry.failures],
     }
+
+
+def standing_of(method: str) -> str | None:
+    """How certain a method's form is, where it is not: "from notes" or "unspecified". None also of one that is not
+    installed here."""
+    try:
+        standing = registry.describe("method", method).standing
+    except UserError:
+        return None
+    return None if standing == "published" else standing
 
 
 def _interval(found: Interval) -> dict[str, float | None]:
@@ -139,7 +152,7 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     columns = [
         ("rank", ["-" if entry["rank"] is None else str(entry["rank"]) for entry in entries]),
         ("tie", [entry["tie"] for entry in entries]),
-        ("method", [entry["method"] for entry in entries]),
+        ("method", [entry["method"] + (f" ({entry['standing']})" if "standing" in entry else "") for entry in entries]),
         ("setting", [entry["setting"] for entry in entries]),
         ("gap recovered, %", [_shown(entry["ranked_by"] or entry["gap_recovered"].get("mean"), 100.0)
                               for entry in entries]),

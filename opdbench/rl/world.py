@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ class ControlWorld:
     domain: Literal["lm", "rl"] = "rl"
     bridge: None = None
     oracle: None = None
+    prompts: None = None
 
     def __init__(self, task: ControlTask, student: Policy, teacher: Policy | None, *, seed: int) -> None:
         """
@@ -53,12 +54,15 @@ class ControlWorld:
                 check_fits(policy, self._environments.simulators, f"{role} on {task.id}")
 
     @torch.no_grad()
-    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1) -> Rollouts:
+    def rollout(self, actor: Actor, *, n: int, horizon: int, generator: Generator, repeat: int = 1,
+                problems: Sequence[int] | None = None) -> Rollouts:
         """`horizon` further steps of environments 0 to n-1. See `World.rollout`.
 
         Besides `group` and `example` (here the number of the environment), the step column `truncated` tells
         which of the ends in `done_bt` were the time limit's.
         """
+        if problems is not None:
+            raise UserError("control tasks have no problems to return to", "choose a language task")
         if repeat != 1:
             raise UserError(f"control tasks go on from state to state and cannot repeat one {repeat} times",
                             "leave the number of samples per state at 1")

@@ -75,6 +75,8 @@ class Record(BaseModel):
     ledger: dict[str, Any] = Field(default_factory=dict)
     validation: list[dict[str, float]] = Field(default_factory=list, description="greedy scores during training")
     curve: list[dict[str, float]] = Field(default_factory=list, description="diagnostics by step, thinned evenly")
+    probes: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by name: what each saw by step (series), and at the end")
     outcomes: dict[Phase, OutcomeFile] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)

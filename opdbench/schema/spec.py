@@ -131,6 +131,8 @@ class Execution(Frozen):
     gradient_checkpointing: bool = Field(
         False, description="a language model's activations are computed again for the gradient, not kept")
     engine: Literal["hf"] = Field("hf", description="generation engine")
+    probes: tuple[str, ...] = Field(
+        (), description="what is watched besides (--probe); changes nothing that is trained")
     checkpoint_seconds: float = Field(15.0, ge=0, description="wall seconds between checkpoints; 0 is every step")
 
     def rows_at_once(self, n_actions: int) -> int:

@@ -1,0 +1,57 @@
+"""Runs in sequence: every stage is the command that a user would type, by the machinery of suites.
+
+What is finished is not run again, so that a recipe can be stopped and typed again; a stage that another recipe shares
+is run once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from opdbench.errors import UserError
+from opdbench.schema.outer import STAGE, OuterRecipe, Stage
+from opdbench.schema.record import Record
+from opdbench.store import RECORD, RunFolder, read_record
+from opdbench.suite import Job, Say, run_all
+
+
+class Ended(NamedTuple):
+    """One stage's run."""
+
+    stage: str
+    folder: Path
+    record: Record
+
+
+def play(recipe: OuterRecipe, seed: int, results: Path, say: Say) -> Iterator[Ended]:
+    """The stages, one after the other, at one seed.
+
+    Raises:
+        UserError: a stage did not complete.
+    """
+    folders: dict[str, Path] = {}
+    for name, stage in recipe.stages.items():
+        (done,) = run_all([job(name, stage, seed, results, folders)], jobs=1, say=say)
+        if done.record is None or done.status != "completed":
+            raise UserError(f"stage {name} did not complete: {done.status}: {done.reason}",
+                            "opdbench " + " ".join(done.job.command))
+        folders[name] = done.record.parent if done.record.name == RECORD else done.record
+        yield Ended(name, folders[name], read_record(folders[name] / RECORD))
+
+
+def job(name: str, stage: Stage, seed: int, results: Path, folders: Mapping[str, Path]) -> Job:
+    """The command line of one stage, with the students that earlier stages left (in `folders`)."""
+    words = ["run", "--method", stage.method, "--task", stage.task, "--seed", str(seed), "--budget", stage.budget]
+    for flag, given in (("--preset", stage.preset), ("--teacher", stage.teacher), ("--student", stage.student)):
+        if given is not None:
+            words += [flag, STAGE.sub(lambda found: str(_student(found.group(1), folders)), given)]
+    for setting in stage.set:
+        words += ["--set", setting]
+    return Job(stage.task, f"{name}: {stage.method}", None, seed, (*words, "--results", str(results)))
+
+
+def _student(stage: str, folders: Mapping[str, Path]) -> Path:
+    """Where a stage's student is, or is going to be."""
+    return RunFolder(folders[stage]).student if stage in folders else Path(f"stage:{stage}")
