@@ -67,8 +67,9 @@ def test_a_strangers_words_stay_words(folder: Path) -> None:
 
 def test_a_spreadsheet_finds_no_formula(folder: Path) -> None:
     (folder / "results" / "toy" / "two").rename(folder / "aside")
-    write_run(folder / "results", "=HYPERLINK(1)", 0)
-    assert "\n,,'=HYPERLINK(1)," in built(folder).files["table.csv"]
+    record = write_run(folder / "results", "one", 0).path / "record.json"
+    record.write_text(record.read_text().replace("a CPU", "=HYPERLINK(1)"))
+    assert ",\"'=HYPERLINK(1), 2 cores" in built(folder).files["table.csv"]
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
