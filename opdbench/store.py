@@ -123,7 +123,6 @@ def read_whole(path: Path) -> Whole:
         _check_version(path, content)
         # Strict: in JSON a number is no text, and true no number.
         record = Record.model_validate_json(text, strict=True)
-        _check_names(record)
         return Whole(record, content, hashlib.sha256(text).hexdigest())
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from None
@@ -159,14 +158,6 @@ def _check_version(path: Path, content: Any) -> None:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(f"{path} is a record of schema version {version}, and this opdbench reads {SCHEMA_VERSION}",
                         "install a newer opdbench")
-
-
-def _check_names(record: Record) -> None:
-    """Names become folders and pages, so they are words."""
-    for kind, name, pattern in (("method", record.recipe.method, untrusted.METHOD_NAME),
-                                ("task", record.recipe.task, untrusted.TASK_NAME)):
-        if not pattern.fullmatch(name):
-            raise untrusted.RefusedError(f"names its {kind} with something that is no name")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -244,7 +244,11 @@ def _check_examples(outcomes: Mapping[Phase, Sequence[Outcome]]) -> None:
 
 
 def _gap_in(record: Record) -> str | None:
-    """What a completed record does not say, and must."""
+    """What no record that a run wrote would say, or what a completed one does not say."""
+    for kind, name, pattern in (("method", record.recipe.method, untrusted.METHOD_NAME),
+                                ("task", record.recipe.task, untrusted.TASK_NAME)):
+        if not pattern.fullmatch(name):
+            return f"its {kind}'s name is none"
     if record.status != "completed":
         return None
     if not record.before or record.after.keys() != record.before.keys():
