@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opdbench.cli.arguments import add_json, one_of
 from opdbench.errors import UsageError
 from opdbench.text import print_json, table
+from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
     from opdbench.report.board import Built, Records
@@ -49,8 +50,8 @@ def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) ->
     if args.json:
         print_json([{"name": name, **board.model_dump(mode="json", exclude_defaults=True)} for name, board in boards])
     else:
-        print(table(["board", "division", "task", "title"],
-                    [[name, board.division, board.task, board.title]
+        print(table(["board", "division", "tasks", "title"],
+                    [[name, board.division, ", ".join(board.task_ids), board.title]
                      for name, board in boards]))
     return 0
 
@@ -99,4 +100,4 @@ def _left_out(board: Built) -> str:
 
 def _print_unreadable(records: Records) -> None:
     for path, problem in records.unreadable:
-        print(f"not read: {path}: {problem}")
+        print(inert(f"not read: {path}: {problem}"))

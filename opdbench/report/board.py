@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdbench.errors import UserError, unknown
+from opdbench.report import suite_tables
 from opdbench.report.entries import Entry, select
 from opdbench.report.runs import Run, Unreadable, read_records
+from opdbench.report.standings import Standing, standings
 from opdbench.report.tables import render
-from opdbench.schema.board import RULES, Board, read_board
+from opdbench.schema.board import RULES, AnyBoard, SuiteBoard, read_board
 from opdbench.store import write_atomically
 
 
@@ -20,8 +22,8 @@ class Built(NamedTuple):
 
     name: str
     folder: Path
-    board: Board
-    entries: Sequence[Entry]
+    board: AnyBoard
+    entries: Sequence[Entry] | Sequence[Standing]  # the latter for a board over several tasks
     files: Mapping[str, str]  # content by file name
     left_out: Counter[str]  # runs of its task by the rule that they break
 
@@ -29,6 +31,7 @@ class Built(NamedTuple):
 class Records(NamedTuple):
     runs: Sequence[Run]
     unreadable: Sequence[Unreadable]
+    results: Path = Path("results")  # where they are; what suites chose lies there too
 
 
 def names(leaderboards: Path) -> list[str]:
@@ -52,12 +55,16 @@ def build(leaderboards: Path, name: str, records: Records) -> Built:
     """What a board's files should be; writes nothing."""
     folder = folder_of(leaderboards, name)
     board = read_board(folder)
+    if isinstance(board, SuiteBoard):
+        found = standings(board, records.runs, records.results)
+        files = suite_tables.render(board, found, f"opdbench board build {name}")
+        return Built(name, folder, board, found.lines, files, found.left_out)
     entries, left_out = select(board, records.runs)
     return Built(name, folder, board, entries, render(board, entries, f"opdbench board build {name}"), left_out)
 
 
 def read(results: Path) -> Records:
-    return Records(*read_records(results))
+    return Records(*read_records(results), results)
 
 
 def write(built: Built) -> list[str]:
