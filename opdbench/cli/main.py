@@ -20,6 +20,7 @@ VERBS = {  # module below opdbench.cli -> meaning
     "doctor": "look at this machine and say what is missing for what",
     "check": "run the conformance suite on a method or a task",
     "board": "build leaderboards from records, check or list them",
+    "paper": "published tables and claims beside our records: list, show, plan, run, build",
     "compare": "compare two methods, or two groups of records, on one task",
     "results": "validate records, ask them questions in SQL, or write them in formats of others",
     "regrade": "grade the stored outputs of runs again, and say how far that confirms their records",

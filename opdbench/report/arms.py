@@ -107,9 +107,21 @@ def _place_of(chosen: Chosen, task: str, run: Run, teacher: str | None, student:
             is_model(teacher, recipe.teacher) or recipe.teacher is None):
         return None, "another teacher"
     for arm in arms:
-        if chosen.has(name, arm) and _is_of(chosen.suite.arms[arm], chosen.settings(name, arm), run):
+        if chosen.has(name, arm) and _models_of(chosen.suite, name, arm) == _models_given(run) and _is_of(
+                chosen.suite.arms[arm], chosen.settings(name, arm), run):
             return arm, ""
     return None, f"a setting that the grid of suite {chosen.name} did not choose"
+
+
+def _models_of(suite: Suite, task: str, arm: str) -> tuple[bool, bool]:
+    """Whether a run of the arm is given a teacher and a student, in place of the task's own."""
+    where = suite.tasks[task]
+    return (suite.arms[arm].teacher or where.teacher) is not None, where.student is not None
+
+
+def _models_given(run: Run) -> tuple[bool, bool]:
+    origins = run.record.origins
+    return origins.get("teacher") == "user", origins.get("student") == "user"
 
 
 def _is_of(arm: Arm, settings: Mapping[str, Any], run: Run) -> bool:

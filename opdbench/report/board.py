@@ -10,11 +10,13 @@ from typing import NamedTuple
 from opdbench.errors import UserError, unknown
 from opdbench.report import suite_tables
 from opdbench.report.entries import Entry, select
+from opdbench.report.files import differing, first_difference, write
 from opdbench.report.runs import Run, Unreadable, read_records
 from opdbench.report.standings import Standing, standings
 from opdbench.report.tables import render
 from opdbench.schema.board import RULES, AnyBoard, SuiteBoard, read_board
-from opdbench.store import write_atomically
+
+__all__ = ["Built", "Records", "build", "differing", "first_difference", "folder_of", "names", "read", "write"]
 
 
 class Built(NamedTuple):
@@ -65,37 +67,3 @@ def build(leaderboards: Path, name: str, records: Records) -> Built:
 
 def read(results: Path) -> Records:
     return Records(*read_records(results), results)
-
-
-def write(built: Built) -> list[str]:
-    """Write the files that are not yet what they should be, and name them."""
-    changed = differing(built)
-    for file in changed:
-        write_atomically(built.folder / file, built.files[file].encode())
-    return changed
-
-
-def differing(built: Built) -> list[str]:
-    """The files on disk that are not what the records give."""
-    return [file for file, content in built.files.items() if _read(built.folder / file) != content.encode()]
-
-
-def first_difference(built: Built, file: str) -> str:
-    """Where a file on disk leaves what the records give, in one sentence."""
-    there = _read(built.folder / file)
-    if there is None:
-        return f"{built.folder / file} is missing"
-    lines, wanted = there.decode(errors="replace").split("\n"), built.files[file].split("\n")
-    number = next((index for index, pair in enumerate(zip(lines, wanted, strict=False)) if pair[0] != pair[1]),
-                  min(len(lines), len(wanted)))
-    said, says = ("nothing" if number >= len(text) else repr(text[number][:160]) for text in (lines, wanted))
-    return f"{built.folder / file}, line {number + 1}: committed {said}, from the records {says}"
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None

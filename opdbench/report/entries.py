@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Entry:
     tie: str = ""  # letters: entries that share one cannot be told apart
     detectable: float | None = None  # smallest difference to the best entry that was likely to be found
     underpowered: bool = False
+    seed_costs: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # the same by cost and seed
 
     @property
     def method(self) -> str:
@@ -193,6 +194,7 @@ def entry_of(setting: Setting, runs: Sequence[Run]) -> Entry:
                                          for key, score_se in table.score_se.items()},
         gaps={} if table is None else gaps(table),
         costs={name: fmean(run.record.ledger[name] for run in usable) for name in COSTS if usable},
+        seed_costs={name: {run.seed: run.record.ledger[name] for run in usable} for name in COSTS if usable},
         facts=_facts(usable),
         failures=tuple(Failure(run.record.recipe.method, run.seed, *_failed(run)) for run in runs if not run.usable))
 
