@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
             print(f"not run: {need.place.command}: {need.problem}")
     able = [need.place for need in needed if not need.problem and need.seconds is not None]
     if not able:
-        print("there is nothing to run here" if needed else _no_runs(args))
+        print(_no_runs(args) if not _needed_at_all(args) else "there is nothing to run here")
         return 0
     codes = []
     for name in dict.fromkeys(place.suite for place in able):
@@ -171,6 +171,13 @@ def _needed(args: argparse.Namespace) -> list[Need]:
     if args.table is not None:
         paper.table(args.table)
     return list(needs(paper, Evidence(Path(args.results)), args.profile, args.table))
+
+
+def _needed_at_all(args: argparse.Namespace) -> bool:
+    from opdbench.paper_plan import places
+    from opdbench.schema.paper import read
+
+    return bool(places(read(args.key), args.table))
 
 
 def _no_runs(args: argparse.Namespace) -> str:
