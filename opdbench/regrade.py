@@ -97,6 +97,9 @@ class Grader:
 
     def _grade(self, run: Run, task: Task) -> int:
         """The number of texts that were graded, all of them as the record says; 0 for episodes."""
+        metrics = {score.metric for phase in run.outcomes for score in getattr(run.record, phase).values()}
+        if metrics != {task.metric}:
+            raise _ContradictedError(f"its scores are of {', '.join(sorted(metrics))}, and {task.id} has {task.metric}")
         tested = run.record.recipe.evaluation.examples
         if not isinstance(task, LanguageTask):
             _check_episodes(run, tested or getattr(task, "evaluation_episodes", None))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from opdbench import untrusted
 from opdbench.errors import UserError
-from opdbench.schema.record import Phase, Record, Score
+from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome, scores
 from opdbench.store import RECORD, read_outcomes, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
@@ -253,16 +253,30 @@ def _gap_in(record: Record) -> str | None:
         return None
     if not record.before or record.after.keys() != record.before.keys():
         return "it is completed, and does not state scores before and after in the same modes"
-    missing = [cost for cost in COSTS if cost not in record.ledger]
-    return f"it is completed, and its ledger has no {', '.join(missing)}" if missing else None
+    if missing := [cost for cost in COSTS if cost not in record.ledger]:
+        return f"it is completed, and its ledger has no {', '.join(missing)}"
+    made = {mode: gap_recovered(before, record.teacher[mode], record.after[mode])
+            for mode, before in record.before.items() if mode in record.teacher}
+    stated = record.gap_recovered
+    if stated and (stated.keys() != made.keys() or not all(_close(stated[mode], made[mode]) for mode in made)):
+        return "its scores do not make the gap recovered that it states"
+    return None
 
 
 def _equal(stated: Score | None, recomputed: Score | None) -> bool:
     """Equal up to the rounding of another machine's arithmetic."""
     if stated is None or recomputed is None or stated.n != recomputed.n:
         return False
-    return all(math.isclose(getattr(stated, name), getattr(recomputed, name), rel_tol=1e-9, abs_tol=1e-12)
-               for name in ("mean", "low", "high", "length", "truncated"))
+    if (stated.interval, stated.metric) != (recomputed.interval, recomputed.metric) or stated.extra.keys() != recomputed.extra.keys():
+        return False
+    pairs = [(getattr(stated, name), getattr(recomputed, name)) for name in ("mean", "low", "high", "length", "truncated")]
+    return all(_close(*pair) for pair in [*pairs, *((stated.extra[name], recomputed.extra[name]) for name in stated.extra)])
+
+
+def _close(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def recipe_problem(path: Path) -> str | None:

@@ -91,8 +91,10 @@ def _list(value: Any) -> list[Any]:
 
 
 def _amounts(ledger: dict[str, Any]) -> dict[str, Any]:
-    """Counts and seconds, and one level of parts; zero or more."""
+    """Counts and seconds, zero or more; FLOPs by part."""
     for name, amount in ledger.items():
+        if isinstance(amount, dict) != (name == "flops"):
+            raise ValueError(f"{name} is no amount")
         for part in amount.values() if isinstance(amount, dict) else [amount]:
             if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= LARGEST_AMOUNT:
                 raise ValueError(f"{name} is no amount")

@@ -167,7 +167,10 @@ def _read(root: Path, name: str, *, unpacked: bool) -> Bundle:
         raise RefusedError("does not bring its method's file")
     total = 0
     for file in manifest.files:
-        content = untrusted.read(_inside(root, file.path), limit_of(file.path))
+        try:
+            content = untrusted.read(_inside(root, file.path), limit_of(file.path))
+        except FileNotFoundError:
+            raise RefusedError(f"does not bring {file.path}, which its manifest names") from None
         total += len(content)
         if len(content) != file.bytes or hashlib.sha256(content).hexdigest() != file.sha256:
             raise RefusedError(f"has another {file.path} than its manifest describes")

@@ -7,18 +7,20 @@ list, each of them, so that nobody chooses the lucky ones. Open: anything, as lo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opdbench import registry
+from opdbench import models, registry
 from opdbench.errors import UserError
 from opdbench.report import board as boards
 from opdbench.report.entries import broken_rule
-from opdbench.report.runs import Run
+from opdbench.report.runs import FRESH, Run
 from opdbench.schema.board import Board, read_board
 from opdbench.schema.record import Record, Score
+from opdbench.schema.spec import ModelRef
 from opdbench.schema.submission import Division
 
 SAMPLED = {"steps": "steps", "student_tokens": "student_tokens", "teacher_tokens": "teacher_tokens",
@@ -60,6 +62,24 @@ def closed(runs: Sequence[Run], leaderboards: Path) -> str | None:
             return error.problem
         if problem := _seeds(task, of_task, board) or _steps(task, of_task):
             return problem
+    return None
+
+
+def models_are_named(runs: Sequence[Run]) -> str | None:
+    """A recipe's checksum covers what its models contain, and not what they were called; boards go by both."""
+    shipped = models.shipped_models()
+    for run in runs:
+        for role in ("teacher", "student"):
+            model: ModelRef | None = getattr(run.record.recipe, role)
+            if model is None:
+                continue
+            content = model.sha256
+            if model.reference.startswith(FRESH):
+                content = hashlib.sha256(f"{model.reference} seed {run.seed}".encode()).hexdigest()
+            elif model.reference in shipped:
+                content = models.checksum(shipped[model.reference])
+            if content != model.sha256:
+                return f"seed {run.seed} calls its {role} {model.reference}, and had another model"
     return None
 
 

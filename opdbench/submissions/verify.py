@@ -76,7 +76,8 @@ def verify(bundle: Bundle, place: Place) -> Verdict:
               _check("budget", (rules.budget(run.record) for run in runs if run.record.status == "completed"),
                      "spent, and not exceeded"),
               _division(bundle, runs, place.leaderboards),
-              _check("references", [rules.references_agree(runs, reference)], "teacher and start score as for others"),
+              _check("references", [rules.models_are_named(runs), rules.references_agree(runs, reference)],
+                     "teacher and starting student are what they are called, and score as for others"),
               _base(bundle, place)]
     comparison = _comparison(bundle, runs, reference, place.leaderboards)
     return Verdict([*checks, *([comparison] if isinstance(comparison, Check) else [])],
