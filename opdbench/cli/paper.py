@@ -89,12 +89,17 @@ def _plan(args: argparse.Namespace) -> int:
         print(_no_runs(args))
         return 0
     print(table(["command", "there", "to run", "FLOPs each", "time each", "memory"], map(_row, needed)))
-    known = [need.seconds for need in needed if need.seconds is not None]
-    missing = sum(need.runs for need in needed)
-    print("\n" + fields([("runs", f"{missing} to make, {sum(need.there for need in needed)} there"),
-                         ("training", f"about {number(sum(known) / 60)} minutes, for the {len(known)} of {len(needed)} "
-                                      "lines whose device is here; start-up and evaluation come on top")]))
+    print("\n" + fields([("runs", f"{sum(need.runs for need in needed)} to make, "
+                                  f"{sum(need.there for need in needed)} there"), ("training", _time(needed))]))
     return 0
+
+
+def _time(needed: list[Need]) -> str:
+    known = [need.seconds for need in needed if need.seconds is not None]
+    if not known:
+        return "unknown: the profile's device is not on this machine"
+    lines = "" if len(known) == len(needed) else f" for {len(known)} of {len(needed)} lines"
+    return f"about {number(sum(known) / 60)} minutes{lines} on this machine; start-up and evaluation come on top"
 
 
 def _run(args: argparse.Namespace) -> int:
