@@ -57,7 +57,7 @@ class Grader:
     plugins: Sequence[str] = ()
     data: str | None = None
     execute: bool = False
-    _tasks: dict[str, Task] = field(default_factory=dict)
+    _tasks: dict[str, tuple[Task, str]] = field(default_factory=dict)  # with its checksum
 
     def regrade(self, run: Run) -> Regraded:
         """Check a run's scores against its raw outcomes, and those against its texts."""
@@ -80,9 +80,10 @@ class Grader:
     def _task(self, recipe: Recipe) -> Task:
         key = json.dumps([recipe.task, recipe.task_params], sort_keys=True)
         if key not in self._tasks:
-            self._tasks[key] = self._make(recipe)
-        task = self._tasks[key]
-        if task.checksum() != recipe.task_sha256:
+            task = self._make(recipe)
+            self._tasks[key] = task, task.checksum()
+        task, checksum = self._tasks[key]
+        if checksum != recipe.task_sha256:
             raise _ContradictedError(f"its problems are not those that {task.id} has here")
         return task
 

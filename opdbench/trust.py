@@ -59,6 +59,7 @@ def give(folder: Path, level: Level, record_sha256: str, by: str) -> None:
     write_atomically(folder / TRUST, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def lowest(levels: Iterable[str]) -> str:
+def lowest(levels: Iterable[str]) -> Level:
     """The level of several runs together."""
-    return min(levels, key=list(LEVELS).index)
+    given = set(levels)
+    return next(level for level in LEVELS if level in given)

@@ -18,7 +18,7 @@ FORMATS = ("hf", "eee")
 CHECK_FAILED = 3
 DESCRIPTION = """
 validate          every record below --results: schema, checksums, scores made of raw outcomes; exits 3 on any fault
-query SQL         over the table runs: opdbench results query "SELECT task, method, avg(gap_greedy) FROM runs GROUP BY 1, 2"
+query SQL         over the table runs: opdbench results query "SELECT method, avg(gap_greedy) FROM runs GROUP BY method"
                   (SELECT * FROM runs LIMIT 1 shows its columns)
 export RECORD     --to hf --dataset OWNER/NAME: a file for .eval_results/ of the student's repository on the hub
                   --to eee --organization WHO --model OWNER/NAME: JSON for every_eval_ever, schema 0.3.0

@@ -39,9 +39,9 @@ def hugging_face(run: Run, dataset: str, *, task_id: str | None = None, revision
         dataset_id=dataset, task_id=task_id or recipe.task.partition("@")[0], value=score.mean,
         dataset_revision=revision, date=run.record.times.finished, source_url=source,
         source_name=None if source is None else LIBRARY,
-        notes=f"{recipe.task}, {score.metric}, {mode}; 95% {score.low:.4g} to {score.high:.4g} over {score.n} examples; "
-              f"distilled by {recipe.method}, seed {recipe.seed}; {run.trust}")
-    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+        notes=f"{recipe.task}, {score.metric}, {mode}; 95% {score.low:.4g} to {score.high:.4g} over {score.n} "
+              f"examples; distilled by {recipe.method}, seed {recipe.seed}; {run.trust}")
+    return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True))
 
 
 def every_eval_ever(run: Run, organization: str, model: str) -> tuple[str, dict[str, Any]]:

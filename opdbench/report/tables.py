@@ -91,7 +91,7 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
         _put(line, f"gap_{mode}", entry["gap_recovered"].get(mode))
     line.update(detectable=entry["detectable"], underpowered=entry["underpowered"])
     line.update({name: entry["costs"].get(name) for name in COSTS})
-    line.update({name: csv_text("; ".join(entry[name])) for name in ("hardware", "commit", "date")})
+    line.update({name: csv_text("; ".join(entry[name])) for name in ("trust", "hardware", "commit", "date")})
     line["failed"] = csv_text("; ".join(failure(each) for each in entry["failed"]))
     line["method"], line["setting"] = csv_text(line["method"]), csv_text(line["setting"])
     return line
@@ -123,7 +123,7 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("seeds", [str(len(entry["seeds"])) for entry in entries]),
         ("detectable, %", [_power(entry) for entry in entries]),
         *((COST_NAMES[name], [amount(entry["costs"].get(name)) for entry in entries]) for name in COSTS),
-        *((name, ["; ".join(entry[name]) for entry in entries]) for name in ("hardware", "commit", "date")),
+        *((name, ["; ".join(entry[name]) for entry in entries]) for name in ("trust", "hardware", "commit", "date")),
     ]
     return [(name, cells) for name, cells in columns if any(cell not in ("", "-") for cell in cells)]
 
@@ -164,5 +164,6 @@ def _facts(board: Board, content: Mapping[str, Any]) -> str:
 
 def _tex(content: Mapping[str, Any]) -> str:
     """A tabular for booktabs, with the columns that fit on a page."""
-    columns = [(name, cells) for name, cells in _columns(content) if name not in ("hardware", "commit", "date")]
+    columns = [(name, cells) for name, cells in _columns(content)
+               if name not in ("trust", "hardware", "commit", "date")]
     return as_tabular(columns)

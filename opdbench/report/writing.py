@@ -14,7 +14,7 @@ from typing import Any
 from opdbench.stats import Interval
 
 Columns = Sequence[tuple[str, Sequence[str]]]  # header and cells
-LEFT = ("tie", "method", "setting", "hardware", "commit", "date")  # columns of text
+LEFT = ("tie", "method", "setting", "trust", "hardware", "commit", "date")  # columns of text
 
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",

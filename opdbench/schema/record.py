@@ -153,6 +153,6 @@ def gap_recovered(before: Score, teacher: Score, after: Score) -> float | None:
     None unless the teacher's interval lies above the one before: a share of a gap that may not be there, or that points
     the wrong way, means nothing.
     """
-    if teacher.low <= before.high:
+    if teacher.low <= before.high or teacher.mean <= before.mean:  # a forged mean may lie outside its interval
         return None
     return (after.mean - before.mean) / (teacher.mean - before.mean)

@@ -19,7 +19,6 @@ from opdbench.site.inventory import Standing, written
 from opdbench.site.pages import Page, amount, percent, record_path, render, safe, terms
 from opdbench.site.samples import Sample, samples
 from opdbench.store import RECORD
-from opdbench.trust import SELF_REPORTED
 
 PHASES = ("before", "after", "teacher")
 _FIRST = ("loss", "reverse_kl", "forward_kl", "entropy", "agreement", "reward", "length", "truncated",
@@ -81,7 +80,7 @@ def record_page(located: Located, places: Places) -> tuple[Page, Summary] | Unre
                  if record.recipe.seed in standing.member.content["seeds"]]
     page = render("record.html", summary.path, f"{summary.method} on {summary.task}, seed {summary.seed}",
                   has_papers=places.has_papers, record=record, run=summary, standings=standings,
-                  trust=_trust(run, standings), metric=_metric(record), scores=_scores(record),
+                  trust=run.trust, metric=_metric(record), scores=_scores(record),
                   costs=terms(_costs(record.ledger)), charts=Markup("".join(_charts(record))),
                   settings=list(_settings(record)), computed=terms(_computed(record)),
                   samples=_samples(samples(located.folder, record.outcomes)))
@@ -98,11 +97,6 @@ def _summary(located: Located, run: Run, places: Places) -> Summary:
         ", ".join(f"{name}={value}" for name, value in changed(record).items()), record.recipe.seed,
         "refused" if problem else record.status, problem or record.reason or "",
         sum(gaps) / len(gaps) if gaps and len(gaps) == len(record.after) else None)
-
-
-def _trust(run: Run, standings: Sequence[Standing]) -> str:
-    """Its level; a board recomputes what it shows, so that a run on one is at least re-graded."""
-    return "re-graded" if standings and run.trust == SELF_REPORTED else run.trust
 
 
 def _metric(record: Record) -> str:

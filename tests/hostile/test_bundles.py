@@ -272,7 +272,8 @@ def test_forgeries_that_agree_with_themselves(sound: Files, check: Callable[[byt
     ([{"seed": seed, "task": "lm-eval:evil@1"} for seed in range(5)], "no closed board of lm-eval:evil@1"),
 ])
 def test_runs_that_break_a_rule_of_the_closed_division(
-        sound: Files, check: Callable[[bytes], Verdict], tmp_path: Path, changes: list[dict[str, Any]], says: str) -> None:
+        sound: Files, check: Callable[[bytes], Verdict], tmp_path: Path, changes: list[dict[str, Any]],
+        says: str) -> None:
     from opdbench.report.runs import read_records
     from opdbench.submissions.make import About, files_of
     from opdbench.submissions.method import code_sha256

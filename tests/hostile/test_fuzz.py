@@ -26,8 +26,8 @@ from opdbench.submissions.bundle import opened
 from opdbench.submissions.verify import verify
 from tests.hostile import samples
 
-VALUES = ["", "x", "<script>alert(1)</script>", "\x1b[31m", "\u202e", "../../etc/passwd", "\ud800", "a" * 5000, 0, 1, -1,
-          0.5, 1e308, -1e308, 10 ** 400, 10 ** 9, float("nan"), float("inf"), True, False, None, [], {}, [[]], [None],
+VALUES = ["", "x", "<script>alert(1)</script>", "\x1b[31m", "\u202e", "../../etc/passwd", "\ud800", "a" * 5000, 0, 1,
+          -1, 0.5, 1e308, -1e308, 10 ** 400, 10 ** 9, float("nan"), float("inf"), True, False, None, [], {}, [[]], [None],
           {"a": 1}, "1", "NaN", "completed", "greedy", "gkd", [1e300], {"": {}}]
 # What nobody can recompute from raw outcomes, and what no score, rank or checksum depends on.
 FREE = {"execution", "origins", "command", "scorer", "ledger", "validation", "curve", "provenance", "hardware", "times",
@@ -96,7 +96,8 @@ def bytes_changed(content: Any, rng: random.Random) -> bytes:
     text = bytearray(dumped(content))
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(text))
-        text[at:at + rng.choice([0, 1, 1, 9])] = rng.choice([b"", b"\x00", b'"', b"}", b"[" * 5000, bytes([rng.randrange(256)])])
+        text[at:at + rng.choice([0, 1, 1, 9])] = rng.choice(
+            [b"", b"\x00", b'"', b"}", b"[" * 5000, bytes([rng.randrange(256)])])
     return bytes(text)
 
 
@@ -123,6 +124,7 @@ class Reader:
         self.folder = samples.write_run(place, samples.recipe("0" * 64, 0)).path
         self.record = (self.folder / "record.json").read_bytes()
         self.outcomes = {path.name: path.read_bytes() for path in self.folder.glob("*.gz")}
+        self.changed: set[str] = set()
         self.sound = read_record(self.folder / "record.json").model_dump()
         self.board = Board(title="Fuzz", task=samples.task().id, budget={"steps": 4}, examples=samples.EXAMPLES,
                            division="open", min_seeds=2)
@@ -148,10 +150,14 @@ class Reader:
         assert content["recipe_sha256"] == self.sound["recipe_sha256"] and content["id"] == self.sound["id"]
         return "accepted"
 
+    def write(self, name: str, content: bytes) -> None:
+        (self.folder / name).write_bytes(content)
+        self.changed.add(name)
+
     def restore(self) -> None:
-        (self.folder / "record.json").write_bytes(self.record)
-        for name, content in self.outcomes.items():
-            (self.folder / name).write_bytes(content)
+        for name in self.changed:
+            (self.folder / name).write_bytes(self.outcomes.get(name, self.record))
+        self.changed.clear()
 
 
 def unnamed(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def unnamed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def mutate_record(reader: Reader, rng: random.Random) -> None:
-    (reader.folder / "record.json").write_bytes(rng.choice(MUTATIONS)(json.loads(reader.record), rng))
+    reader.write("record.json", rng.choice(MUTATIONS)(json.loads(reader.record), rng))
 
 
 def mutate_outcomes(reader: Reader, rng: random.Random) -> None:
@@ -180,16 +186,17 @@ def mutate_outcomes(reader: Reader, rng: random.Random) -> None:
         content = gzip.compress(b"\n".join(texts) + b"\n", mtime=0)
     if kind == 4:
         content = bytes_changed_in(content, rng)
-    (reader.folder / name).write_bytes(content)
+    reader.write(name, content)
     if rng.random() < 0.8:
         record = json.loads(reader.record)
         record["outcomes"][name.partition(".")[0]].update(sha256=hashlib.sha256(content).hexdigest())
-        (reader.folder / "record.json").write_bytes(dumped(record))
+        reader.write("record.json", dumped(record))
 
 
 def bytes_changed_in(content: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(content))
-    return rng.choice([content[:at], content[:at] + bytes([rng.randrange(256)]) + content[at + 1:], content + content[:at]])
+    other = bytes([rng.randrange(256)])
+    return rng.choice([content[:at], content[:at] + other + content[at + 1:], content + content[:at]])
 
 
 def fuzz(place: Path, count: int, seed: int) -> Counter[str]:

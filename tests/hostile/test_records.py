@@ -157,7 +157,7 @@ def test_a_diverged_run_whose_figures_were_infinite_can_be_read(tmp_path: Path) 
 
     assert finite({"step": 1.0, "loss": float("inf"), "kl": float("nan")}) == {"step": 1.0}
     folder = samples.write_run(tmp_path, samples.recipe("0" * 64, 0), status="error", reason="\x1b[31mno\x1b[0m")
-    assert read_record(folder.path / "record.json").reason == "\N{REPLACEMENT CHARACTER}[31mno\N{REPLACEMENT CHARACTER}[0m"
+    assert read_record(folder.path / "record.json").reason == "\ufffd[31mno\ufffd[0m"
 
 
 WRITER = """
