@@ -1,8 +1,8 @@
 """Folders of records of runs that never were, as large as one likes: what the site's speed is measured on.
 
 The shapes are those of real runs: a record of about 20 KB with a learning curve, and the raw outcomes of three phases
-beside it. Every task has 25 methods x 10 seeds and a board; every second task is a language task, whose outcomes hold
-texts. Two runs in a hundred failed, with a reason that is markup.
+beside it. Every task has 25 methods x 10 seeds and a board with its table (whose intervals are made up, too); every
+second task is a language task, whose outcomes hold texts. Two runs in a hundred failed, with a reason that is markup.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from opdbench.report.runs import setting_of
 from opdbench.schema.record import OutcomeFile, Phase, Record, Times
 from opdbench.schema.spec import Budget, Evaluation, Execution, ModelRef, Recipe, Training
 from opdbench.scores import Outcome, scores
@@ -33,23 +34,53 @@ def write_records(place: Path, count: int) -> tuple[Path, Path]:
     """`count` records in `place/results`, and their boards in `place/leaderboards`."""
     results, leaderboards = place / "results", place / "leaderboards"
     shared: dict[tuple[int, int, str], list[Outcome]] = {}
-    for number in range(count):
-        task, member = divmod(number, PER_TASK)
-        _write_run(results, task, *divmod(member, SEEDS), shared)
     for task in range(math.ceil(count / PER_TASK)):
-        _write_board(leaderboards / f"toy-{task:03}", task)
+        members = range(min(PER_TASK, count - task * PER_TASK))
+        runs = [_write_run(results, task, *divmod(member, SEEDS), shared) for member in members]
+        _write_board(leaderboards / f"toy-{task:03}", task, runs)
+        shared.clear()
     return results, leaderboards
 
 
-def _write_board(folder: Path, task: int) -> None:
+def _write_board(folder: Path, task: int, runs: list[Record]) -> None:
     folder.mkdir(parents=True)
     rules = {"title": f"Toy {task}", "about": "Runs that never were.", "task": f"toy-{task:03}@1",
              "teacher": f"toy-{task:03}/teacher", "budget": {"steps": 100}}
     (folder / "board.yaml").write_text(yaml.safe_dump(rules))
+    groups: dict[str, list[Record]] = {}
+    for run in runs:
+        groups.setdefault(run.recipe.method, []).append(run)
+    entries = sorted((_entry(group) for group in groups.values()), key=lambda entry: -entry["ranked_by"]["mean"])
+    for rank, entry in enumerate(entries, 1):
+        entry.update(rank=rank, tie=chr(ord("a") + rank // 4))
+    content = {"title": rules["title"], "rules": rules, "shares": True, "entries": entries}
+    (folder / "table.json").write_text(json.dumps(content, indent=1))
+
+
+def _entry(runs: list[Record]) -> dict[str, Any]:
+    """A board's line in the form of table.json."""
+    done = [run for run in runs if run.status == "completed"]
+
+    def around(values: list[float]) -> dict[str, float]:
+        mean = float(np.mean(values))
+        return {"mean": mean, "low": mean - 0.04, "high": mean + 0.04}
+
+    gap = around([gap for run in done for gap in run.gap_recovered.values() if gap is not None])
+    scores = {phase: {mode: around([getattr(run, phase)[mode].mean for run in done]) for mode in ("greedy", "sampled")}
+              for phase in ("before", "teacher", "after")}
+    costs = {name: float(np.mean([run.ledger[name] for run in done])) for name in (
+        "student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")}
+    return {"rank": None, "tie": "", "method": runs[0].recipe.method, "setting": "", "examples": EXAMPLES,
+            "setting_id": setting_of(runs[0]).digest, "seeds": [run.recipe.seed for run in done], "scores": scores,
+            "gap_recovered": {"mean": gap}, "ranked_by": gap, "detectable": 0.05, "underpowered": False, "costs": costs,
+            "hardware": ["a CPU, 2 cores"], "commit": ["e" * 9], "date": ["2026-01-01"], "trust": ["self-reported"],
+            "failed": [{"seed": run.recipe.seed, "status": run.status, "reason": run.reason} for run in runs
+                       if run.status != "completed"]}
 
 
 def _write_run(results: Path, task: int, method: int, seed: int,
-               shared: dict[tuple[int, int, str], list[Outcome]]) -> None:
+               shared: dict[tuple[int, int, str], list[Outcome]]) -> Record:
+    """Write one run's files, and return its record."""
     rng = np.random.default_rng([task, method, seed])
     text = task % 2 == 0
     recipe = _recipe(task, method, seed, text)
@@ -68,6 +99,7 @@ def _write_run(results: Path, task: int, method: int, seed: int,
     if not failed:
         _complete(record, folder, (task, method, seed), rng, shared)
     (folder / "record.json").write_text(record.model_dump_json(indent=1) + "\n")
+    return record
 
 
 def _recipe(task: int, method: int, seed: int, text: bool) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from opdbench.errors import UserError, unknown
 from opdbench.report import suite_tables
+from opdbench.report.charts import CHART, figure
 from opdbench.report.entries import Entry, select
 from opdbench.report.files import differing, first_difference, write
 from opdbench.report.runs import Run, Unreadable, read_records
@@ -60,9 +62,15 @@ def build(leaderboards: Path, name: str, records: Records) -> Built:
     if isinstance(board, SuiteBoard):
         found = standings(board, records.runs, records.results)
         files = suite_tables.render(board, found, f"opdbench board build {name}")
-        return Built(name, folder, board, found.lines, files, found.left_out)
+        return Built(name, folder, board, found.lines, _with_chart(board, files), found.left_out)
     entries, left_out = select(board, records.runs)
-    return Built(name, folder, board, entries, render(board, entries, f"opdbench board build {name}"), left_out)
+    files = render(board, entries, f"opdbench board build {name}")
+    return Built(name, folder, board, entries, _with_chart(board, files), left_out)
+
+
+def _with_chart(board: AnyBoard, files: Mapping[str, str]) -> dict[str, str]:
+    """The tables, and the chart of score beside cost that is drawn of the same numbers."""
+    return {**files, CHART: figure(board.title, json.loads(files["table.json"]))}
 
 
 def read(results: Path) -> Records:

@@ -18,6 +18,7 @@ from opdbench.report.axes import Axis, cost_axis, score_axis, short
 
 COST_NAMES = {"student_tokens": "student tokens", "teacher_tokens": "teacher tokens", "total_flops": "FLOPs",
               "cpu_seconds": "CPU seconds"}
+CHART = "pareto.svg"
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 44
 _LETTER, _LINE = 6.1, 13  # width of a letter and height of a line of labels, in pixels, somewhat generous

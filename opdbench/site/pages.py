@@ -30,7 +30,9 @@ class Page(NamedTuple):
 def slug(name: str) -> str:
     """A file name for any text: the text itself where that is one, otherwise with a checksum, so that no two meet."""
     safe = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG]
-    return safe if safe == name else f"{safe or 'x'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    if safe and safe == name:
+        return safe
+    return f"{safe or 'x'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def board_path(name: str) -> str:

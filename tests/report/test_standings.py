@@ -78,7 +78,7 @@ def test_too_few_seeds_on_one_task_are_shown_and_not_ranked(folder: Path) -> Non
 
 def test_tables_are_deterministic_and_say_what_is_missing(folder: Path) -> None:
     found = built(folder)
-    assert board.write(found) == ["table.json", "table.csv", "table.md", "table.tex"]
+    assert board.write(found) == ["table.json", "table.csv", "table.md", "table.tex", "pareto.svg"]
     assert board.write(built(folder)) == []
     assert "`half`: play@1" in found.files["table.md"] and "toy@1 (steps=10, suite" in found.files["table.md"]
     content = json.loads(found.files["table.json"])

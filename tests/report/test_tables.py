@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_equal_records_give_equal_bytes_wherever_they_lie(folder: Path) -> None:
     first = built(folder)
-    assert board.write(first) == ["table.json", "table.csv", "table.md", "table.tex"]
+    assert board.write(first) == ["table.json", "table.csv", "table.md", "table.tex", "pareto.svg"]
     assert board.write(built(folder)) == [] and board.differing(built(folder)) == []
     (folder / "results").rename(folder / "moved")
     (folder / "moved" / "toy").rename(folder / "moved" / "elsewhere")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -125,14 +126,16 @@ def test_what_is_needed_to_hear_a_page(tab: Watched, places: Places) -> None:
             lang: document.documentElement.lang, main: document.querySelectorAll('main').length,
             bare: [...document.querySelectorAll('table')].filter(each => !each.caption).length,
             scopes: document.querySelectorAll('th:not([scope])').length,
-            deaf: [...document.querySelectorAll('.scroll')].filter(each => each.tabIndex !== 0 || !each.ariaLabel).length,
-            names: [...document.querySelectorAll('button, a, input')].filter(each =>
-                !(each.textContent.trim() || each.ariaLabel || each.getAttribute('aria-label') || each.labels?.length)).length,
-            doubled: [...document.querySelectorAll('[id]')].map(each => each.id).filter((id, i, all) => all.indexOf(id) !== i),
+            deaf: [...document.querySelectorAll('.scroll')].filter(
+                each => each.tabIndex !== 0 || !each.ariaLabel).length,
+            names: [...document.querySelectorAll('button, a, input')].filter(each => !(
+                each.textContent.trim() || each.getAttribute('aria-label') || each.labels?.length)).length,
+            doubled: [...document.querySelectorAll('[id]')].map(each => each.id).filter(
+                (id, i, all) => all.indexOf(id) !== i),
             levels: [...document.querySelectorAll('h1,h2,h3')].map(each => +each.tagName[1])})""")
         levels = found.pop("levels")
         assert found == {"lang": "en", "main": 1, "bare": 0, "scopes": 0, "deaf": 0, "names": 0, "doubled": []}, path
-        assert levels[0] == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False)), path
+        assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels)), path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -148,13 +151,14 @@ def test_text_stands_out_from_its_background(browser: Any, places: Places, schem
 
 CONTRAST = """() => {
   const parse = (color) => color.match(/[0-9.]+/g).map(Number);
-  const light = (color) => parse(color).slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const light = (color) => parse(color).slice(0, 3)
+    .map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (node) => { for (; node; node = node.parentElement) {
     const color = parse(getComputedStyle(node).backgroundColor); if (color.length < 4 || color[3] > 0.9)
     return `rgb(${color.slice(0, 3)})`; } return 'rgb(255,255,255)'; };
   return [...document.querySelectorAll('body *')].filter(node => [...node.childNodes].some(
-    child => child.nodeType === 3 && child.textContent.trim()) && node.checkVisibility() && !node.closest('svg,script,.hidden,.skip'))
+    child => child.nodeType === 3 && child.textContent.trim()) && node.checkVisibility()
+      && !node.closest('svg,script,.hidden,.skip'))
     .map(node => { const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
       return [(a + 0.05) / (b + 0.05), node.tagName + '.' + node.className, node.textContent.slice(0, 30)]; })
     .filter(([ratio]) => ratio < 4.5); }"""
