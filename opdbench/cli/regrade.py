@@ -82,4 +82,4 @@ def _print(found: Sequence[Regraded], args: argparse.Namespace) -> None:
     print(inert(table(["record", "trust", "texts", "remark"],
                       [[str(one.run.path), one.level, f"{one.graded:,}", one.problem or ""] for one in found])))
     wrong = sum(one.wrong for one in found)
-    print(f"\n{wrong} of {len(found)} records are contradicted" if wrong else f"\n{len(found)} records, none contradicted")
+    print(f"\n{len(found)} records, {wrong or 'none'} contradicted")

@@ -78,7 +78,7 @@ def every_eval_ever(run: Run, organization: str, model: str) -> tuple[str, dict[
 
 def _result(run: Run, mode: str) -> dict[str, Any]:
     record, recipe, score = run.record, run.record.recipe, _score(run, mode)
-    is_share = 0 <= score.low and score.high <= 1
+    is_share = score.low >= 0 and score.high <= 1
     bounds: Mapping[str, Any] = {"min_score": 0.0, "max_score": 1.0} if is_share else {
         "min_score": "-Infinity", "max_score": "Infinity"}
     return {

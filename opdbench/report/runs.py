@@ -267,10 +267,10 @@ def _equal(stated: Score | None, recomputed: Score | None) -> bool:
     """Equal up to the rounding of another machine's arithmetic."""
     if stated is None or recomputed is None or stated.n != recomputed.n:
         return False
-    if (stated.interval, stated.metric) != (recomputed.interval, recomputed.metric) or stated.extra.keys() != recomputed.extra.keys():
-        return False
-    pairs = [(getattr(stated, name), getattr(recomputed, name)) for name in ("mean", "low", "high", "length", "truncated")]
-    return all(_close(*pair) for pair in [*pairs, *((stated.extra[name], recomputed.extra[name]) for name in stated.extra)])
+    words = [(score.interval, score.metric, score.extra.keys()) for score in (stated, recomputed)]
+    names = ("mean", "low", "high", "length", "truncated")
+    return (words[0] == words[1] and all(_close(getattr(stated, name), getattr(recomputed, name)) for name in names)
+            and all(_close(stated.extra[name], recomputed.extra[name]) for name in stated.extra))
 
 
 def _close(first: float | None, second: float | None) -> bool:

@@ -73,7 +73,7 @@ def _cell(score: Score | None) -> str:
 
 def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     ledger = record.ledger
-    if _TRAINING <= ledger.keys():
+    if ledger.keys() >= _TRAINING:
         yield "training", (f"{ledger['steps']} steps, {ledger['updates']} updates, {ledger['seconds']:.1f} s "
                            f"({ledger['cpu_seconds']:.1f} CPU-s), "
                            f"peak memory {ledger['peak_memory_bytes'] / 2**20:,.0f} MiB")

@@ -80,9 +80,9 @@ def _provenance(content: dict[str, Any]) -> dict[str, Any]:
 
 def _hardware(content: dict[str, Any]) -> dict[str, Any]:
     known = {name: content[name] for name in Hardware.__annotations__ if name in content}
-    _HARDWARE.validate_python({**known, "gpus": [{name: gpu[name] for name in Gpu.__annotations__ if name in gpu}
-                                                 if isinstance(gpu, dict) else gpu for gpu in _list(known.get("gpus"))]},
-                              strict=True)
+    gpus = [{name: gpu[name] for name in Gpu.__annotations__ if name in gpu} if isinstance(gpu, dict) else gpu
+            for gpu in _list(known.get("gpus"))]
+    _HARDWARE.validate_python({**known, "gpus": gpus}, strict=True)
     return content
 
 

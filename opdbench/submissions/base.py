@@ -32,7 +32,7 @@ def _against_diff(own: set[str], common: str, repository: Path) -> str | None:
     added = _git(repository, "ls-files", "--others", "--exclude-standard", "-z", "--", "results", "submissions").decode(
         errors="replace").split("\0")
     for status, path in [*zip(found[::2], found[1::2], strict=False), *(("A", path) for path in added if path)]:
-        if status == "A" and path in own or _MADE.fullmatch(path):
+        if (status == "A" and path in own) or _MADE.fullmatch(path):
             continue
         verb = {"A": "adds", "D": "removes"}.get(status, "changes")
         return f"it {verb} {path}, and a submission adds its own files and nothing else"

@@ -162,6 +162,6 @@ def _disagree(run: Run, other: Run, phase: str) -> str | None:
     for mode, stated in getattr(run.record, phase).items():
         theirs: Score | None = getattr(other.record, phase).get(mode)
         if theirs is not None and (stated.high < theirs.low or stated.low > theirs.high):
-            return (f"seed {run.seed} states {stated.mean:.4g} {phase}, {mode}, and a run of {other.record.recipe.method} "
-                    f"measured {theirs.mean:.4g} of the same model")
+            return (f"seed {run.seed} states {stated.mean:.4g} {phase}, {mode}, and a run of "
+                    f"{other.record.recipe.method} measured {theirs.mean:.4g} of the same model")
     return None

@@ -1,4 +1,4 @@
-"""`opdbench results`: faults are found, questions answered from a table and nothing else, formats as others read them."""
+"""`opdbench results`: faults are found, questions answered from a table alone, formats are as others read them."""
 
 from __future__ import annotations
 

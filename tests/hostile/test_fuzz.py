@@ -7,6 +7,7 @@ import copy
 import gzip
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,8 +28,8 @@ from opdbench.submissions.verify import verify
 from tests.hostile import samples
 
 VALUES = ["", "x", "<script>alert(1)</script>", "\x1b[31m", "\u202e", "../../etc/passwd", "\ud800", "a" * 5000, 0, 1,
-          -1, 0.5, 1e308, -1e308, 10 ** 400, 10 ** 9, float("nan"), float("inf"), True, False, None, [], {}, [[]], [None],
-          {"a": 1}, "1", "NaN", "completed", "greedy", "gkd", [1e300], {"": {}}]
+          -1, 0.5, 1e308, -1e308, 10 ** 400, 10 ** 9, float("nan"), float("inf"), True, False, None, [], {}, [[]],
+          [None], {"a": 1}, "1", "NaN", "completed", "greedy", "gkd", [1e300], {"": {}}]
 # What nobody can recompute from raw outcomes, and what no score, rank or checksum depends on.
 FREE = {"execution", "origins", "command", "scorer", "ledger", "validation", "curve", "provenance", "hardware", "times",
         "stopped_by", "reason"}
@@ -145,7 +146,7 @@ class Reader:
             return "refused" if found.wrong else "failed"
         content = found.run.record.model_dump()
         content["gap_recovered"] = content["gap_recovered"] or self.sound["gap_recovered"]  # it may go unsaid
-        assert {name: content[name] for name in GRADED} == {name: self.sound[name] for name in GRADED}
+        assert all(same(content[name], self.sound[name]) for name in GRADED)
         assert unnamed(content["recipe"]) == unnamed(self.sound["recipe"])
         assert content["recipe_sha256"] == self.sound["recipe_sha256"] and content["id"] == self.sound["id"]
         return "accepted"
@@ -158,6 +159,15 @@ class Reader:
         for name in self.changed:
             (self.folder / name).write_bytes(self.outcomes.get(name, self.record))
         self.changed.clear()
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal, up to the rounding that readers forgive (1e-12)."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(first == second)
 
 
 def unnamed(recipe: dict[str, Any]) -> dict[str, Any]:
