@@ -152,7 +152,8 @@ def test_text_stands_out_from_its_background(browser: Any, places: Places, schem
 CONTRAST = """() => {
   const parse = (color) => color.match(/[0-9.]+/g).map(Number);
   const light = (color) => parse(color).slice(0, 3)
-    .map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    .map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = (node) => { for (; node; node = node.parentElement) {
     const color = parse(getComputedStyle(node).backgroundColor); if (color.length < 4 || color[3] > 0.9)
     return `rgb(${color.slice(0, 3)})`; } return 'rgb(255,255,255)'; };
