@@ -19,6 +19,7 @@ from opdbench.lm.remote_reference import Remote
 from opdbench.lm.server import is_address
 from opdbench.schema.spec import Evaluation, Execution, ModelRef, Recipe, Spec, Training
 from opdbench.settings import Layers, locate, parse_budget, parse_sets, validate
+from opdbench.source import bare_code
 from opdbench.task import ControlTask, LanguageTask, Task
 
 PAPER = "paper"
@@ -238,13 +239,5 @@ def _code_sha256(method_class: type[Distiller]) -> str:
     runs stale, editing what it computes does."""
     classes = [cls for cls in method_class.__mro__ if issubclass(cls, Distiller) and cls is not Distiller]
     modules = {cls.__module__: inspect.getmodule(cls) or cls for cls in classes}  # one may build on another
-    code = "\n".join(_bare_code(inspect.getsource(module)) for module in modules.values())
+    code = "\n".join(bare_code(ast.parse(inspect.getsource(module))) for module in modules.values())
     return hashlib.sha256(code.encode()).hexdigest()
-
-
-def _bare_code(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)

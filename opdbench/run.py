@@ -6,6 +6,7 @@ goes on from its last checkpoint and ends as it would have ended, and what was e
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,7 +137,7 @@ class _Run:
         finally:
             signals.defer = False
             self.record.ledger = ctx.ledger.as_dict()
-            self.record.curve = thin(self.curve, CURVE_POINTS)
+            self.record.curve = [finite(entry) for entry in thin(self.curve, CURVE_POINTS)]
             self.record.probes = {probe.name: {"series": probe.series, **probe.summary(ctx)}
                                   for probe in trainer.probes}
         self.record.stopped_by = next(axis for axis, limit in self.recipe.budget.limits().items()
@@ -212,6 +213,11 @@ def thin(curve: list[dict[str, float]], points: int) -> list[dict[str, float]]:
     """At most about `points` entries, evenly spaced, the last one included."""
     stride = max(1, -(-len(curve) // points))
     return [entry for index, entry in enumerate(curve) if (len(curve) - 1 - index) % stride == 0]
+
+
+def finite(entry: dict[str, float]) -> dict[str, float]:
+    """The figures that are numbers: JSON knows no infinity, and a divergence may be infinite."""
+    return {name: value for name, value in entry.items() if math.isfinite(value)}
 
 
 def _out_of_memory(error: Exception) -> bool:

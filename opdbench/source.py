@@ -8,6 +8,7 @@ packages that the module lies in.
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import inspect
 import sys
@@ -134,6 +135,15 @@ def find_class(file: SourceFile, dotted: str, _depth: int = 0) -> ClassSource:
                 module, remaining = deeper, remaining.partition(".")[2]
             return find_class(SourceFile.of_module(module), remaining, _depth + 1)
     raise SourceError(f"there is no class {dotted!r} in {file.path}")
+
+
+def bare_code(tree: ast.Module) -> str:
+    """A module as Python writes it, without comments and docstrings: what it computes, and not what it says."""
+    bare = copy.deepcopy(tree)
+    for node in ast.walk(bare):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(bare)
 
 
 def _imports(file: SourceFile, bound: str) -> Iterator[tuple[str, str]]:

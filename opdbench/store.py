@@ -15,10 +15,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
+from opdbench import untrusted
 from opdbench.errors import UserError
 from opdbench.schema.record import OutcomeFile, Record
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 RECORD = "record.json"
 CHECKPOINT = "checkpoint.safetensors"
+SCHEMA_VERSION = 1
 
 
 class RunFolder:
@@ -59,7 +61,10 @@ class RunFolder:
         return read_record(path) if path.exists() else None
 
     def write_record(self, record: Record) -> None:
-        write_atomically(self.path / RECORD, (record.model_dump_json(indent=1) + "\n").encode())
+        # A library's message may colour itself; what is written here must be read again.
+        reason = None if record.reason is None else untrusted.inert(record.reason)
+        content = record.model_copy(update={"reason": reason}).model_dump_json(indent=1)
+        write_atomically(self.path / RECORD, (content + "\n").encode())
 
     def write_outcomes(self, phase: str, outcomes: list[Outcome]) -> OutcomeFile:
         """Store raw outcomes as compressed JSON lines; equal outcomes give equal bytes."""
@@ -87,34 +92,72 @@ class RunFolder:
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
 
+class Whole(NamedTuple):
+    """A record with what it was parsed from: checksums are of the text, and of the recipe as it is written."""
+
+    record: Record
+    content: dict[str, Any]
+    sha256: str  # of the file
+
+
+def run_path(record: Record) -> Path:
+    """`<task>/<method>/s<seed>-<id>`: where a run lies below the results folder."""
+    recipe = record.recipe
+    return Path(recipe.task.partition("@")[0].replace("/", "-"), recipe.method, f"s{recipe.seed}-{record.id}")
+
+
 def read_record(path: Path) -> Record:
     """Read one record file.
 
     Raises:
         UserError: the file is cut short, is no record, or has a schema version that this opdbench does not know.
     """
+    return read_whole(path).record
+
+
+def read_whole(path: Path) -> Whole:
+    """Read one record file, as `read_record` does, and keep what it was read from."""
     try:
-        return Record.model_validate_json(path.read_bytes())
+        text = untrusted.read(path, untrusted.RECORD_BYTES)
+        content = untrusted.parse_json(text)
+        _check_version(path, content)
+        # Strict: in JSON a number is no text, and true no number.
+        record = Record.model_validate_json(text, strict=True)
+        return Whole(record, content, hashlib.sha256(text).hexdigest())
     except OSError as error:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from None
+    except untrusted.RefusedError as error:
+        raise UserError(f"{path} is not a whole record: it {error}",
+                        "restore the file, or add --fresh to make the run again") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} is not a whole record: {place}: {first['msg']}",
+        raise UserError(f"{path} is not a whole record: {untrusted.inert(place)}: {first['msg']}",
                         "restore the file, or add --fresh to make the run again") from None
 
 
 def read_outcomes(folder: Path, file: OutcomeFile) -> list[dict[str, Any]]:
     """Raw outcomes of one phase, checked against the record's checksum."""
+    if Path(file.file).name != file.file:
+        raise UserError(f"the record in {folder} has its outcomes in another folder")
     path = folder / file.file
     try:
-        content = path.read_bytes()
+        content = untrusted.read(path, untrusted.OUTCOMES_BYTES)
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise UserError(f"{path} is not what the record describes: its checksum differs",
+                            "restore the file, or add --fresh to make the run again")
+        return untrusted.parse_lines(untrusted.gunzip(content, untrusted.OUTCOMES_UNPACKED))
     except OSError as error:
         raise UserError(f"cannot read the outcomes {path}: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise UserError(f"{path} is not what the record describes: its checksum differs",
-                        "restore the file, or add --fresh to make the run again")
-    return [json.loads(line) for line in gzip.decompress(content).splitlines()]
+    except untrusted.RefusedError as error:
+        raise UserError(f"the raw outcomes {file.file} of {folder} cannot be used: the file {error}") from None
+
+
+def _check_version(path: Path, content: Any) -> None:
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(f"{path} is a record of schema version {version}, and this opdbench reads {SCHEMA_VERSION}",
+                        "install a newer opdbench")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

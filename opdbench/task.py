@@ -50,6 +50,7 @@ class Task(ABC):
     budget: ClassVar[Mapping[str, float]]  # default budget, such as {"steps": 100}
     argument: ClassVar[str] = ""  # "NAME": the class stands for many tasks, each used as `name:NAME`; see `named`
     reads_data: ClassVar[bool] = False  # whether `--data` means anything to it
+    executes: ClassVar[bool] = False  # whether grading runs programs that models wrote
 
     class Params(BaseModel):
         """What can be set about a task with `--set`; part of the recipe."""

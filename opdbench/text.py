@@ -9,9 +9,13 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from opdbench.untrusted import HIDDEN
+
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    """JSON on stdout; what could move a terminal's cursor is written as an escape, which means the same."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    print(HIDDEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -50,6 +50,7 @@ class CodeTask(LanguageTask):
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-6, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 100}
     reads_data: ClassVar[bool] = True
+    executes: ClassVar[bool] = True
     max_new_tokens = 768  # in training; when scores are taken, `Params` decides
 
     class Params(LanguageTask.Params):

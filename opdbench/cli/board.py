@@ -1,4 +1,5 @@
-"""Leaderboards: build their tables from the records, check that the committed ones are what the records give, list."""
+"""Leaderboards: build their tables from the records, check that the committed ones are what the records give, list
+them, make the static site of them, or serve it."""
 
 from __future__ import annotations
 
@@ -7,24 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opdbench.cli import site
 from opdbench.cli.arguments import add_json, one_of
 from opdbench.errors import UsageError
 from opdbench.text import print_json, table
+from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
     from opdbench.report.board import Built, Records
 
-WHAT = ("build", "check", "list")
+WHAT = ("build", "check", "list", "site", "serve")
 CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="build|check|list", type=one_of("choice", WHAT),
-                        help="build writes the tables; check exits 3 when they are not what the records give")
+    parser.add_argument("what", metavar="build|check|list|site|serve", type=one_of("choice", WHAT),
+                        help="build writes tables and charts; check exits 3 when they are not what the records give; "
+                        "site writes pages of all boards, methods, tasks, papers and records; serve shows them")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a board; all of them without a name")
     parser.add_argument("--results", default="results", metavar="DIR", help="where the records are (default ./results)")
     parser.add_argument("--leaderboards", default="leaderboards", metavar="DIR",
                         help="where the boards are (default ./leaderboards)")
+    site.add_arguments(parser)
     add_json(parser)
 
 
@@ -37,6 +42,8 @@ def execute(args: argparse.Namespace) -> int:
         raise UsageError(f"there are no boards in {leaderboards}", "name their folder with --leaderboards DIR")
     if args.what == "list":
         return _list(leaderboards, wanted, args)
+    if args.what in ("site", "serve"):
+        return site.build(args) if args.what == "site" else site.serve(args)
     records = board.read(Path(args.results))
     built = [board.build(leaderboards, name, records) for name in wanted]
     return (_build if args.what == "build" else _check)(built, records, args)
@@ -49,8 +56,8 @@ def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) ->
     if args.json:
         print_json([{"name": name, **board.model_dump(mode="json", exclude_defaults=True)} for name, board in boards])
     else:
-        print(table(["board", "division", "task", "title"],
-                    [[name, board.division, board.task, board.title]
+        print(table(["board", "division", "tasks", "title"],
+                    [[name, board.division, ", ".join(board.task_ids), board.title]
                      for name, board in boards]))
     return 0
 
@@ -99,4 +106,4 @@ def _left_out(board: Built) -> str:
 
 def _print_unreadable(records: Records) -> None:
     for path, problem in records.unreadable:
-        print(f"not read: {path}: {problem}")
+        print(inert(f"not read: {path}: {problem}"))

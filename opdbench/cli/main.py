@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from opdbench.cli.arguments import Parser
 from opdbench.errors import UserError, unknown
+from opdbench.untrusted import inert
 
 VERBS = {  # module below opdbench.cli -> meaning
     "run": "train a student with a method on a task, and record what it cost and scored",
@@ -19,7 +20,12 @@ VERBS = {  # module below opdbench.cli -> meaning
     "doctor": "look at this machine and say what is missing for what",
     "check": "run the conformance suite on a method or a task",
     "board": "build leaderboards from records, check or list them",
+    "paper": "published tables and claims beside our records: list, show, plan, run, build",
     "compare": "compare two methods, or two groups of records, on one task",
+    "results": "validate records, ask them questions in SQL, or write them in formats of others",
+    "regrade": "grade the stored outputs of runs again, and say how far that confirms their records",
+    "submit": "validate and bundle the records of a method, and prepare a branch for a pull request",
+    "submissions": "verify what somebody submitted, without executing any of it",
     "new": "write the skeleton of a new method, with its test",
     "teacher": "train the teacher (or the starting student) that ships with a task",
 }
@@ -90,7 +96,7 @@ def installed_version() -> str:
 
 
 def _report(error: UserError, *, as_json: bool) -> None:
-    print(f"opdbench: {error}", file=sys.stderr)
+    print(f"opdbench: {inert(str(error))}", file=sys.stderr)
     if as_json:
         print(json.dumps({"status": "error", "error": {"problem": error.problem, "fix": error.fix,
                                                        "exit_code": error.exit_code}}))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from opdbench.errors import UserError, unknown
+from opdbench.report import suite_tables
+from opdbench.report.charts import CHART, figure
 from opdbench.report.entries import Entry, select
+from opdbench.report.files import differing, first_difference, write
 from opdbench.report.runs import Run, Unreadable, read_records
+from opdbench.report.standings import Standing, standings
 from opdbench.report.tables import render
-from opdbench.schema.board import RULES, Board, read_board
-from opdbench.store import write_atomically
+from opdbench.schema.board import RULES, AnyBoard, SuiteBoard, read_board
+
+__all__ = ["Built", "Records", "build", "differing", "first_difference", "folder_of", "names", "read", "write"]
 
 
 class Built(NamedTuple):
@@ -20,8 +26,8 @@ class Built(NamedTuple):
 
     name: str
     folder: Path
-    board: Board
-    entries: Sequence[Entry]
+    board: AnyBoard
+    entries: Sequence[Entry] | Sequence[Standing]  # the latter for a board over several tasks
     files: Mapping[str, str]  # content by file name
     left_out: Counter[str]  # runs of its task by the rule that they break
 
@@ -29,6 +35,7 @@ class Built(NamedTuple):
 class Records(NamedTuple):
     runs: Sequence[Run]
     unreadable: Sequence[Unreadable]
+    results: Path = Path("results")  # where they are; what suites chose lies there too
 
 
 def names(leaderboards: Path) -> list[str]:
@@ -52,43 +59,19 @@ def build(leaderboards: Path, name: str, records: Records) -> Built:
     """What a board's files should be; writes nothing."""
     folder = folder_of(leaderboards, name)
     board = read_board(folder)
+    if isinstance(board, SuiteBoard):
+        found = standings(board, records.runs, records.results)
+        files = suite_tables.render(board, found, f"opdbench board build {name}")
+        return Built(name, folder, board, found.lines, _with_chart(board, files), found.left_out)
     entries, left_out = select(board, records.runs)
-    return Built(name, folder, board, entries, render(board, entries, f"opdbench board build {name}"), left_out)
+    files = render(board, entries, f"opdbench board build {name}")
+    return Built(name, folder, board, entries, _with_chart(board, files), left_out)
+
+
+def _with_chart(board: AnyBoard, files: Mapping[str, str]) -> dict[str, str]:
+    """The tables, and the chart of score beside cost that is drawn of the same numbers."""
+    return {**files, CHART: figure(board.title, json.loads(files["table.json"]))}
 
 
 def read(results: Path) -> Records:
-    return Records(*read_records(results))
-
-
-def write(built: Built) -> list[str]:
-    """Write the files that are not yet what they should be, and name them."""
-    changed = differing(built)
-    for file in changed:
-        write_atomically(built.folder / file, built.files[file].encode())
-    return changed
-
-
-def differing(built: Built) -> list[str]:
-    """The files on disk that are not what the records give."""
-    return [file for file, content in built.files.items() if _read(built.folder / file) != content.encode()]
-
-
-def first_difference(built: Built, file: str) -> str:
-    """Where a file on disk leaves what the records give, in one sentence."""
-    there = _read(built.folder / file)
-    if there is None:
-        return f"{built.folder / file} is missing"
-    lines, wanted = there.decode(errors="replace").split("\n"), built.files[file].split("\n")
-    number = next((index for index, pair in enumerate(zip(lines, wanted, strict=False)) if pair[0] != pair[1]),
-                  min(len(lines), len(wanted)))
-    said, says = ("nothing" if number >= len(text) else repr(text[number][:160]) for text in (lines, wanted))
-    return f"{built.folder / file}, line {number + 1}: committed {said}, from the records {says}"
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return Records(*read_records(results), results)

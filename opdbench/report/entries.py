@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from opdbench import stats
 from opdbench.errors import UserError
+from opdbench.report.runs import COSTS as COSTS
 from opdbench.report.runs import Run, Setting, Study, by_setting, changed, study, with_outcomes
-from opdbench.schema.board import Board
+from opdbench.schema.board import Board, Rules
 from opdbench.schema.spec import ModelRef, Recipe
 from opdbench.stats import Estimate, Interval
+from opdbench.trust import lowest
 
 Array = NDArray[np.float64]
-COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
 
 
 class Failure(NamedTuple):
@@ -55,6 +56,7 @@ class Entry:
     tie: str = ""  # letters: entries that share one cannot be told apart
     detectable: float | None = None  # smallest difference to the best entry that was likely to be found
     underpowered: bool = False
+    seed_costs: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # the same by cost and seed
 
     @property
     def method(self) -> str:
@@ -89,8 +91,8 @@ def select(board: Board, runs: Iterable[Run]) -> Selection:
     groups = by_setting(admitted)
     if board.division == "closed":
         _check_one_setting(groups)
-    entries = [_entry(setting, group) for setting, group in groups.items()]
-    _check_same_problems(admitted)
+    entries = [entry_of(setting, group) for setting, group in groups.items()]
+    check_same_problems(admitted)
     return Selection(ranked(board, entries), left_out)
 
 
@@ -102,8 +104,8 @@ def broken_rule(board: Board, run: Run) -> str | None:
         ("a method whose constants are not public",
          board.division == "closed" and bool(recipe.params.get("approximate"))),
         ("another budget", recipe.budget.limits() not in board.budgets),
-        ("another teacher", not _is_model(board.teacher, recipe.teacher)),
-        ("another student", not _is_model(board.student, recipe.student)),
+        ("another teacher", not is_model(board.teacher, recipe.teacher)),
+        ("another student", not is_model(board.student, recipe.student)),
         (f"another value of the task's {', '.join(parameters)}", bool(parameters)),
         ("another number of test examples", recipe.evaluation.examples != board.examples),
         (f"another setting of {recipe.method}", not _has(recipe, board.settings.get(recipe.method, {}))),
@@ -148,22 +150,36 @@ def difference_of(first: Study, first_se: Array, second: Study, second_se: Array
     return (stats.crossed if first.shared else stats.fresh)(difference_se)
 
 
-def _with_ties(board: Board, entries: list[Entry]) -> list[Entry]:
-    """Ranks, tie letters and power, from all pairs of entries; the p-values are Holm's over the board."""
-    pairs = [(i, j) for i in range(len(entries)) for j in range(i + 1, len(entries))]
-    found = {pair: difference(entries[pair[0]], entries[pair[1]], board.rank_by) for pair in pairs}
+class Placement(NamedTuple):
+    """Where an entry stands among others."""
+
+    rank: int  # 1 + the number of entries that are significantly better
+    tie: str  # letters: entries that share one cannot be told apart
+    detectable: float | None  # smallest difference to the best entry that was likely to be found
+    underpowered: bool
+
+
+def placements(board: Rules, n: int, found: Mapping[tuple[int, int], Estimate | None]) -> list[Placement]:
+    """Ranks, tie letters and power of `n` entries, best first, from the differences of all pairs (i, j) with i < j;
+    the p-values are Holm's over the board."""
     adjusted = stats.holm([1.0 if estimate is None else estimate.p_value() for estimate in found.values()])
-    differ = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < board.alpha}
-    ties = stats.letters(len(entries), differ)
+    differ = {pair for pair, p in zip(found, adjusted, strict=True) if p < board.alpha}
+    ties = stats.letters(n, differ)
     placed = []
-    for index, entry in enumerate(entries):
+    for index in range(n):
         to_best = found.get((0, index))
         detectable = None if to_best is None else stats.detectable(to_best, board.alpha)
         unresolved = index > 0 and (0, index) not in differ
-        placed.append(replace(
-            entry, rank=1 + sum(pair[1] == index for pair in differ), tie=ties[index], detectable=detectable,
-            underpowered=unresolved and (detectable is None or detectable > board.smallest_effect)))
+        placed.append(Placement(1 + sum(pair[1] == index for pair in differ), ties[index], detectable,
+                                unresolved and (detectable is None or detectable > board.smallest_effect)))
     return placed
+
+
+def _with_ties(board: Board, entries: list[Entry]) -> list[Entry]:
+    found = {(i, j): difference(entries[i], entries[j], board.rank_by)
+             for i in range(len(entries)) for j in range(i + 1, len(entries))}
+    return [replace(entry, **placed._asdict())
+            for entry, placed in zip(entries, placements(board, len(entries), found), strict=True)]
 
 
 def _gap(entry: Entry) -> Gap:
@@ -171,7 +187,8 @@ def _gap(entry: Entry) -> Gap:
     return entry.ranked_gap
 
 
-def _entry(setting: Setting, runs: Sequence[Run]) -> Entry:
+def entry_of(setting: Setting, runs: Sequence[Run]) -> Entry:
+    """The line of one setting, from its runs with their outcomes."""
     table, usable = study(runs), [run for run in runs if run.usable]
     return Entry(
         setting=setting, changed=changed(runs[0].record), study=table,
@@ -179,6 +196,7 @@ def _entry(setting: Setting, runs: Sequence[Run]) -> Entry:
                                          for key, score_se in table.score_se.items()},
         gaps={} if table is None else gaps(table),
         costs={name: fmean(run.record.ledger[name] for run in usable) for name in COSTS if usable},
+        seed_costs={name: {run.seed: run.record.ledger[name] for run in usable} for name in COSTS if usable},
         facts=_facts(usable),
         failures=tuple(Failure(run.record.recipe.method, run.seed, *_failed(run)) for run in runs if not run.usable))
 
@@ -214,6 +232,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
         "hardware": distinct(_hardware(run) for run in runs),
         "commit": distinct(_commit(run.record.provenance) for run in runs),
         "date": distinct((run.record.times.finished or "")[:10] for run in runs),
+        "trust": (lowest(run.trust for run in runs),) if runs else (),
     }
 
 
@@ -228,7 +247,7 @@ def _commit(provenance: Mapping[str, Any]) -> str:
     return f"{(provenance.get('commit') or 'unknown')[:9]}{'+' if provenance.get('dirty') else ''}"
 
 
-def _is_model(wanted: str | None, model: ModelRef | None) -> bool:
+def is_model(wanted: str | None, model: ModelRef | None) -> bool:
     if wanted is None or model is None:
         return wanted is None
     return model.reference == wanted or (len(wanted) >= 12 and model.sha256.startswith(wanted))
@@ -249,7 +268,7 @@ def _check_one_setting(groups: Iterable[Setting]) -> None:
             f"say which counts, with `settings: {{{several[0]}: {{lr: ...}}}}` in board.yaml, or make the board open")
 
 
-def _check_same_problems(runs: Sequence[Run]) -> None:
+def check_same_problems(runs: Sequence[Run]) -> None:
     versions = {run.record.recipe.task_sha256 for run in runs if run.usable}
     if len(versions) > 1:
         raise UserError(f"the records of {runs[0].record.recipe.task} were made with {len(versions)} versions of its "

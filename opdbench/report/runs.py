@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
@@ -19,13 +18,16 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from opdbench import untrusted
 from opdbench.errors import UserError
-from opdbench.schema.record import Phase, Record, Score
+from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome, scores
-from opdbench.store import RECORD, read_outcomes, read_record
+from opdbench.store import RECORD, read_outcomes, read_whole
+from opdbench.trust import SELF_REPORTED, trust_of
 
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -37,6 +39,7 @@ class Run:
     record: Record
     outcomes: Mapping[Phase, Sequence[Outcome]] = field(default_factory=dict)
     problem: str | None = None
+    trust: str = SELF_REPORTED  # how far somebody else than who made it confirmed it: `opdbench.trust`
 
     @property
     def seed(self) -> int:
@@ -84,10 +87,21 @@ def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     runs, unreadable = [], []
     for path in sorted(results.rglob(RECORD)):
         try:
-            runs.append(Run(path.parent, read_record(path), problem=recipe_problem(path)))
-        except (UserError, ValueError, RecursionError) as error:
-            unreadable.append(Unreadable(path, getattr(error, "problem", str(error))))
+            runs.append(read_run(path))
+        except UserError as error:
+            unreadable.append(Unreadable(path, error.problem))
     return runs, unreadable
+
+
+def read_run(path: Path) -> Run:
+    """One record file, its outcomes not read.
+
+    Raises:
+        UserError: it is no record.
+    """
+    record, content, sha256 = read_whole(path)
+    problem = _recipe_problem(content) or _gap_in(record)
+    return Run(path.parent, record, problem=problem, trust=trust_of(path.parent, sha256))
 
 
 def with_outcomes(run: Run) -> Run:
@@ -96,9 +110,11 @@ def with_outcomes(run: Run) -> Run:
         return run
     try:
         outcomes = {phase: _outcomes(run, phase) for phase in PHASES if getattr(run.record, phase)}
+        _check_examples(outcomes)
     except UserError as error:
-        return Run(run.path, run.record, problem=error.problem)
-    return Run(run.path, run.record, outcomes)
+        # Boards show it, and must not differ from one machine to another.
+        return replace(run, problem=error.problem.replace(f"{run.path}/", "").replace(str(run.path), run.path.name))
+    return replace(run, outcomes=outcomes)
 
 
 def setting_of(record: Record) -> Setting:
@@ -194,7 +210,7 @@ def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
     try:
         found = [_outcome(line) for line in read_outcomes(run.path, file)]
         recomputed = scores(found, next(iter(stated.values())).metric)
-    except (ValueError, TypeError, KeyError, EOFError, OverflowError, zlib.error, OSError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise UserError(f"the raw outcomes {phase} are no outcomes") from None
     for mode in stated.keys() | recomputed.keys():
         if not _equal(stated.get(mode), recomputed.get(mode)):
@@ -204,24 +220,72 @@ def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
 
 def _outcome(content: Mapping[str, Any]) -> Outcome:
     outcome = Outcome(**content)
-    texts = isinstance(outcome.id, str) and isinstance(outcome.mode, str)
-    if not texts or isinstance(outcome.score, bool) or not math.isfinite(outcome.score):
-        raise ValueError("an outcome's id, mode or score is none")
+    if not (isinstance(outcome.id, str) and 0 < len(outcome.id) <= untrusted.LONGEST_NAME
+            and not untrusted.HIDDEN.search(outcome.id) and outcome.mode in ("greedy", "sampled")
+            and isinstance(outcome.extra, dict) and all(map(_is_score, (outcome.score, *outcome.extra.values())))
+            and type(outcome.length) is int and 0 <= outcome.length <= untrusted.LARGEST_SCORE
+            and isinstance(outcome.truncated, bool) and isinstance(outcome.output, str | None)):
+        raise ValueError("an outcome's field is of another kind")
     return outcome._replace(score=float(outcome.score))
+
+
+def _is_score(value: Any) -> bool:
+    return type(value) in (int, float) and -untrusted.LARGEST_SCORE <= value <= untrusted.LARGEST_SCORE
+
+
+def _check_examples(outcomes: Mapping[Phase, Sequence[Outcome]]) -> None:
+    """Every phase and mode must be of the same examples; else no comparison of them means anything."""
+    tested: dict[tuple[str, str], dict[str, None]] = {}
+    for phase, found in outcomes.items():
+        for outcome in found:
+            tested.setdefault((phase, outcome.mode), {})[outcome.id] = None
+    if len({tuple(names) for names in tested.values()}) > 1:
+        raise UserError("it was not tested on the same examples in every phase and mode")
+
+
+def _gap_in(record: Record) -> str | None:
+    """What no record that a run wrote would say, or what a completed one does not say."""
+    for kind, name, pattern in (("method", record.recipe.method, untrusted.METHOD_NAME),
+                                ("task", record.recipe.task, untrusted.TASK_NAME)):
+        if not pattern.fullmatch(name):
+            return f"its {kind}'s name is none"
+    if record.status != "completed":
+        return None
+    if not record.before or record.after.keys() != record.before.keys():
+        return "it is completed, and does not state scores before and after in the same modes"
+    if missing := [cost for cost in COSTS if cost not in record.ledger]:
+        return f"it is completed, and its ledger has no {', '.join(missing)}"
+    made = {mode: gap_recovered(before, record.teacher[mode], record.after[mode])
+            for mode, before in record.before.items() if mode in record.teacher}
+    stated = record.gap_recovered
+    if stated and (stated.keys() != made.keys() or not all(_close(stated[mode], made[mode]) for mode in made)):
+        return "its scores do not make the gap recovered that it states"
+    return None
 
 
 def _equal(stated: Score | None, recomputed: Score | None) -> bool:
     """Equal up to the rounding of another machine's arithmetic."""
     if stated is None or recomputed is None or stated.n != recomputed.n:
         return False
-    return all(math.isclose(getattr(stated, name), getattr(recomputed, name), rel_tol=1e-9, abs_tol=1e-12)
-               for name in ("mean", "low", "high", "length", "truncated"))
+    words = [(score.interval, score.metric, score.extra.keys()) for score in (stated, recomputed)]
+    names = ("mean", "low", "high", "length", "truncated")
+    return (words[0] == words[1] and all(_close(getattr(stated, name), getattr(recomputed, name)) for name in names)
+            and all(_close(stated.extra[name], recomputed.extra[name]) for name in stated.extra))
+
+
+def _close(first: float | None, second: float | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def recipe_problem(path: Path) -> str | None:
     """Whether the recipe, as it is written, is the one that names the run; later versions may add settings to it."""
-    content = json.loads(path.read_bytes())
-    recipe = content["recipe"]
+    return _recipe_problem(read_whole(path).content)
+
+
+def _recipe_problem(content: Mapping[str, Any]) -> str | None:
+    recipe = dict(content["recipe"])
     for role in ("teacher", "student"):
         if recipe[role] is not None:
             recipe[role] = recipe[role]["sha256"]

@@ -11,6 +11,8 @@ from opdbench.text import fields, percent, table
 
 _PHASES = ("before", "after", "teacher")
 _BARS = "▁▂▃▄▅▆▇█"
+_TRAINING = {"steps", "updates", "seconds", "cpu_seconds", "peak_memory_bytes", "student_tokens", "teacher_tokens",
+             "teacher_scored", "total_flops", "flops"}  # what a ledger says when training has begun
 _CURVE = ("loss", "reverse_kl", "forward_kl", "entropy", "length", "truncated")
 
 
@@ -72,7 +74,7 @@ def _cell(score: Score | None) -> str:
 
 def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
     ledger = record.ledger
-    if ledger:
+    if ledger.keys() >= _TRAINING:
         yield "training", (f"{ledger['steps']} steps, {ledger['updates']} updates, {ledger['seconds']:.1f} s "
                            f"({ledger['cpu_seconds']:.1f} CPU-s), "
                            f"peak memory {ledger['peak_memory_bytes'] / 2**20:,.0f} MiB")
@@ -82,7 +84,7 @@ def _facts(record: Record, place: str) -> Iterator[tuple[str, str]]:
         yield "teacher scored", (f"{ledger['teacher_scored']:,} states"
                                  + (f"; {cached:,} more were read from the cache, asking nobody" if cached else ""))
         total = ledger["total_flops"]
-        shares = [f"{part.replace('_', ' ')} {flops / total:.0%}" for part, flops in ledger["flops"].items()]
+        shares = [f"{part.replace('_', ' ')} {flops / total:.0%}" for part, flops in ledger["flops"].items() if total]
         yield "compute", ", ".join([f"{total:.3g} FLOPs", *shares])
     if record.curve:
         last = record.curve[-1]
@@ -122,7 +124,8 @@ def _computed(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _left_behind(record: Record) -> Iterator[tuple[str, str]]:
-    yield "validation", ", ".join(f"{point['score']:.4g} at step {point['step']:g}" for point in record.validation)
+    yield "validation", ", ".join(f"{point['score']:.4g} at step {point['step']:g}" for point in record.validation
+                                  if "score" in point and "step" in point)
     yield "raw outcomes", ", ".join(f"{file.file} ({file.n})" for file in record.outcomes.values())
 
 

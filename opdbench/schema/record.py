@@ -6,11 +6,13 @@ score can be recomputed. Field order is the order of reading.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from opdbench.schema.spec import Execution, Recipe
+from opdbench.untrusted import LARGEST_AMOUNT
 
 Status = Literal["started", "completed", "diverged", "oom", "cancelled", "error"]
 Phase = Literal["before", "teacher", "after"]
@@ -20,7 +22,7 @@ MEASURED_LEDGER = ("seconds", "cpu_seconds", "peak_memory_bytes")
 class Score(BaseModel):
     """A mean over problems or episodes with its 95% interval for this one run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     metric: str
     mean: float
     low: float
@@ -41,10 +43,68 @@ class OutcomeFile(BaseModel):
     n: int
 
 
+class Provenance(TypedDict, total=False):
+    """What `opdbench.provenance` writes; more may stand beside it."""
+
+    commit: str | None
+    dirty: bool | None
+    packages: dict[str, str]
+    python: str
+    platform: str
+
+
+class Gpu(TypedDict):
+    name: str
+    memory_gib: float
+
+
+class Hardware(TypedDict, total=False):
+    """What `opdbench.hardware` writes; more may stand beside it."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    gpus: list[Gpu]
+    platform: str
+    driver_problem: str | None
+
+
+_PROVENANCE, _HARDWARE = TypeAdapter(Provenance), TypeAdapter(Hardware)
+
+
+def _provenance(content: dict[str, Any]) -> dict[str, Any]:
+    _PROVENANCE.validate_python({name: content[name] for name in Provenance.__annotations__ if name in content},
+                                strict=True)
+    return content
+
+
+def _hardware(content: dict[str, Any]) -> dict[str, Any]:
+    known = {name: content[name] for name in Hardware.__annotations__ if name in content}
+    gpus = [{name: gpu[name] for name in Gpu.__annotations__ if name in gpu} if isinstance(gpu, dict) else gpu
+            for gpu in _list(known.get("gpus"))]
+    _HARDWARE.validate_python({**known, "gpus": gpus}, strict=True)
+    return content
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _amounts(ledger: dict[str, Any]) -> dict[str, Any]:
+    """Counts and seconds, zero or more; FLOPs by part."""
+    for name, amount in ledger.items():
+        if isinstance(amount, dict) != (name == "flops"):
+            raise ValueError(f"{name} is no amount")
+        for part in amount.values() if isinstance(amount, dict) else [amount]:
+            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= LARGEST_AMOUNT:
+                raise ValueError(f"{name} is no amount")
+    return ledger
+
+
 class Times(BaseModel):
     """Wall-clock facts; everything here, and nothing else but the measured ledger entries, differs between repeats."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     started: str
     finished: str | None = None
     total_seconds: float = 0.0
@@ -54,7 +114,7 @@ class Times(BaseModel):
 class Record(BaseModel):
     """One run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     schema_version: Literal[1] = 1
     id: str = Field(description="first 12 digits of the recipe's sha256")
     status: Status = "started"
@@ -72,14 +132,14 @@ class Record(BaseModel):
     gap_recovered: dict[str, float | None] = Field(
         default_factory=dict, description="(after - before) / (teacher - before), by mode; None when the teacher is "
         "not measurably better than before")
-    ledger: dict[str, Any] = Field(default_factory=dict)
+    ledger: Annotated[dict[str, Any], AfterValidator(_amounts)] = Field(default_factory=dict)
     validation: list[dict[str, float]] = Field(default_factory=list, description="greedy scores during training")
     curve: list[dict[str, float]] = Field(default_factory=list, description="diagnostics by step, thinned evenly")
     probes: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="by name: what each saw by step (series), and at the end")
     outcomes: dict[Phase, OutcomeFile] = Field(default_factory=dict)
-    provenance: dict[str, Any] = Field(default_factory=dict)
-    hardware: dict[str, Any] = Field(default_factory=dict)
+    provenance: Annotated[dict[str, Any], AfterValidator(_provenance)] = Field(default_factory=dict)
+    hardware: Annotated[dict[str, Any], AfterValidator(_hardware)] = Field(default_factory=dict)
     times: Times
 
     def repeatable(self) -> dict[str, Any]:
@@ -95,6 +155,6 @@ def gap_recovered(before: Score, teacher: Score, after: Score) -> float | None:
     None unless the teacher's interval lies above the one before: a share of a gap that may not be there, or that points
     the wrong way, means nothing.
     """
-    if teacher.low <= before.high:
+    if teacher.low <= before.high or teacher.mean <= before.mean:  # a forged mean may lie outside its interval
         return None
     return (after.mean - before.mean) / (teacher.mean - before.mean)

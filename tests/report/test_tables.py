@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_equal_records_give_equal_bytes_wherever_they_lie(folder: Path) -> None:
     first = built(folder)
-    assert board.write(first) == ["table.json", "table.csv", "table.md", "table.tex"]
+    assert board.write(first) == ["table.json", "table.csv", "table.md", "table.tex", "pareto.svg"]
     assert board.write(built(folder)) == [] and board.differing(built(folder)) == []
     (folder / "results").rename(folder / "moved")
     (folder / "moved" / "toy").rename(folder / "moved" / "elsewhere")
@@ -67,8 +67,9 @@ def test_a_strangers_words_stay_words(folder: Path) -> None:
 
 def test_a_spreadsheet_finds_no_formula(folder: Path) -> None:
     (folder / "results" / "toy" / "two").rename(folder / "aside")
-    write_run(folder / "results", "=HYPERLINK(1)", 0)
-    assert "\n,,'=HYPERLINK(1)," in built(folder).files["table.csv"]
+    record = write_run(folder / "results", "one", 0).path / "record.json"
+    record.write_text(record.read_text().replace("a CPU", "=HYPERLINK(1)"))
+    assert ",\"'=HYPERLINK(1), 2 cores" in built(folder).files["table.csv"]
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""From records and boards to a folder of pages. The same inputs give the same bytes, wherever they lie."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from opdbench import registry
+from opdbench.errors import UserError
+from opdbench.site.inventory import Board, methods, read_boards, refused, standings, tasks
+from opdbench.site.output import (
+    Manifest,
+    Written,
+    fingerprint,
+    is_whole,
+    read_manifest,
+    remove,
+    write_manifest,
+    write_page,
+)
+from opdbench.site.papers import read_papers
+from opdbench.site.records import Located, Places, Summary, Unread, record_page
+from opdbench.site.views import Site, pages
+from opdbench.store import RECORD
+
+_CHUNK = 200  # records that a process takes at a time
+_FEW = 400  # records from which on a second process is worth its start
+
+
+class Done(NamedTuple):
+    """What a build did."""
+
+    pages: int
+    changed: int
+    removed: int
+    unread: Sequence[Unread]
+
+
+def build_site(results: Path, leaderboards: Path, out: Path, *, papers: Path | None = None, fresh: bool = False
+               ) -> Done:
+    """Build the site, or find that it is what it should be.
+
+    Args:
+        papers: the folder of what `opdbench paper build` wrote; None, or one that is not there: no pages about papers.
+        fresh: render every page again, also when nothing has changed.
+
+    Raises:
+        UserError: no results, a board without a table, or `out` holds something else.
+    """
+    for place in (results, leaderboards):
+        if not place.is_dir():
+            raise UserError(f"there is no folder {place}", "name it with --results DIR or --leaderboards DIR")
+    before = read_manifest(out)
+    papers = papers if papers is not None and papers.is_dir() else None
+    inputs = fingerprint([results, leaderboards, *([] if papers is None else [papers]), *_sources()])
+    if before is not None and not fresh and before.inputs == inputs and is_whole(out, before):
+        return Done(len(before.files), 0, 0, ())
+    write_manifest(out, Manifest("", {} if before is None else before.files))  # so that a killed build is seen
+    written, unread = _write(results, leaderboards, papers, out)
+    new = {page.path: (page.size, page.sha256) for page in written}
+    gone = set() if before is None else before.files.keys() - new.keys()
+    remove(out, gone)
+    write_manifest(out, Manifest(inputs, new))
+    return Done(len(new), sum(page.changed for page in written), len(gone), unread)
+
+
+def _write(results: Path, leaderboards: Path, papers: Path | None, out: Path) -> tuple[list[Written], list[Unread]]:
+    boards = read_boards(leaderboards)
+    read = [] if papers is None else read_papers(papers)
+    places = Places(standings(boards), refused(boards), bool(read))
+    written, runs, unread = _write_records(find_records(results), places, out)
+    site = Site(boards, methods([run.method for run in runs]), tasks(_tasks(boards, runs)), read, runs, unread)
+    return [*written, *(write_page(out, page) for page in pages(site))], unread
+
+
+def _tasks(boards: Sequence[Board], runs: Sequence[Summary]) -> list[str]:
+    return [*(run.task for run in runs), *(task for board in boards for task in board.tasks)]
+
+
+def _sources() -> list[Path]:
+    """The files besides records and boards that pages are made of."""
+    described = [*registry.descriptions("method"), *registry.descriptions("task")]
+    package = Path(str(files("opdbench.site"))).parent
+    papers = Path(str(files("opdbench.configs"))) / "papers"
+    return [package / "site", package / "report", papers,
+            *sorted({each.path for each in described if each.path is not None})]
+
+
+def find_records(results: Path) -> list[Located]:
+    """Every run's folder below the results folder, in the order of their names; links are not followed."""
+    found = []
+    for folder, below, names in os.walk(results):
+        below.sort()
+        if RECORD in names:
+            place = Path(folder)
+            found.append(Located(place, place.relative_to(results).parts or (results.resolve().name,)))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- records, in parallel
+
+
+class _Part(NamedTuple):
+    written: list[Written]
+    runs: list[Summary]
+    unread: list[Unread]
+
+
+def _write_records(found: Sequence[Located], places: Places, out: Path) -> _Part:
+    """The records' pages, by as many processes as there are cores; in the order of the records."""
+    chunks = [found[start:start + _CHUNK] for start in range(0, len(found), _CHUNK)]
+    whole = _Part([], [], [])
+    for part in _in_parallel(chunks, places, out) if len(found) > _FEW else (
+            _write_chunk(chunk, places, out) for chunk in chunks):
+        whole.written.extend(part.written)
+        whole.runs.extend(part.runs)
+        whole.unread.extend(part.unread)
+    return whole
+
+
+def _in_parallel(chunks: Sequence[Sequence[Located]], places: Places, out: Path) -> Iterator[_Part]:
+    way = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # does not import everything again
+    with ProcessPoolExecutor(_cores(), multiprocessing.get_context(way), _start,
+                             (places, out)) as pool:
+        yield from pool.map(_write_next, chunks)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_given: tuple[Places, Path] | None = None
+
+
+def _start(places: Places, out: Path) -> None:
+    """In a worker: keep what every chunk needs, so that it is not sent with each."""
+    global _given
+    _given = places, out
+
+
+def _write_next(chunk: Sequence[Located]) -> _Part:
+    assert _given is not None
+    return _write_chunk(chunk, *_given)
+
+
+def _write_chunk(chunk: Sequence[Located], places: Places, out: Path) -> _Part:
+    part = _Part([], [], [])
+    for located in chunk:
+        made = record_page(located, places)
+        if isinstance(made, Unread):
+            part.unread.append(made)
+        else:
+            part.written.append(write_page(out, made[0]))
+            part.runs.append(made[1])
+    return part

@@ -1,0 +1,160 @@
+"""What is read from strangers, and how much of it: every limit on records, raw outcomes and bundles is here.
+
+Records, outcomes and bundles come from whoever sends them. Nothing in them is executed; nothing is read beyond these
+limits; what no honest run writes (a duplicate key, a number that is none, a character that moves a terminal's cursor
+or turns the direction of reading) is refused, in a clause that the caller puts behind the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+RECORD_BYTES = 4 * MIB
+MANIFEST_BYTES = 4 * MIB
+METHOD_BYTES = MIB // 4
+OUTCOMES_BYTES = 64 * MIB  # one phase, compressed
+OUTCOMES_UNPACKED = 512 * MIB
+OUTCOMES = 1_000_000  # of one phase
+BUNDLE_BYTES = 128 * MIB
+BUNDLE_UNPACKED = 256 * MIB  # all its files as they lie in it, outcomes still compressed
+BUNDLE_FILES = 4_000
+LARGEST = 1e300  # of any number
+LARGEST_AMOUNT = 1e30  # of FLOPs, tokens, seconds, bytes
+LARGEST_SCORE = 1e12  # squares and sums of it stay numbers
+LONGEST_NAME = 200  # an example's id
+
+METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9_-]{1,63}){0,3}")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9_/+-]{0,99})?(\.[A-Za-z0-9_-]{1,63}){0,3}"
+                       r"@[0-9]{1,6}")
+# Control characters but tab and line feed, and marks that turn the direction of reading.
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class RefusedError(ValueError):
+    """Why something is not read: a clause whose subject is the file, such as "is larger than 4 MiB"."""
+
+
+def read(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes, not through a symbolic link.
+
+    Raises:
+        RefusedError: it is something else, or larger.
+        OSError: it cannot be read.
+    """
+    try:
+        # Not blocking: whoever opens a pipe would wait for its other end.
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if path.is_symlink():
+            raise RefusedError("is a symbolic link") from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise RefusedError("is no regular file")
+    with open(handle, "rb") as file:
+        if status.st_size > limit or len(content := file.read(limit + 1)) > limit:
+            raise RefusedError(f"is larger than {in_words(limit)}")
+        return content
+
+
+def gunzip(content: bytes, limit: int) -> bytes:
+    """One gzip member, whole, and of at most `limit` bytes when unpacked."""
+    stream = zlib.decompressobj(wbits=31)
+    try:
+        unpacked = stream.decompress(content, limit + 1)
+    except zlib.error:
+        raise RefusedError("is not gzip, or is damaged") from None
+    if len(unpacked) > limit:
+        raise RefusedError(f"is larger than {in_words(limit)} when unpacked")
+    if not stream.eof:
+        raise RefusedError("is cut short")
+    if stream.unused_data:
+        raise RefusedError("goes on behind its end")
+    return unpacked
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON, stricter than Python's: no key twice, no NaN or infinity, no hidden character in any text."""
+    try:
+        text = content.decode()
+        value = _BOUNDED.decode(text)
+    except RefusedError:
+        raise
+    except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError, integers of thousands of digits
+        raise RefusedError("is not JSON, or is cut short") from None
+    # In plain ASCII without an escape no text hides anything; a record's numbers alone are too many to look at again.
+    if "\\" in text or "\x7f" in text or not text.isascii():
+        _check(value)
+    return value
+
+
+def parse_lines(content: bytes) -> list[Any]:
+    """JSON lines of raw outcomes: a model's text may hold any character, and numbers are checked by whoever reads."""
+    if content.count(b"\n") > OUTCOMES:
+        raise RefusedError(f"has more than {OUTCOMES:,} lines")
+    try:
+        return [_DECODER.decode(line.decode()) for line in content.removesuffix(b"\n").split(b"\n")]
+    except RefusedError:
+        raise
+    except (ValueError, RecursionError):
+        raise RefusedError("has a line that is not JSON") from None
+
+
+def inert(text: str) -> str:
+    """A text that cannot move a terminal's cursor or turn the direction of reading."""
+    return HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def in_words(size: int) -> str:
+    return f"{size / MIB:g} MiB"
+
+
+def _check(value: Any) -> None:
+    """Refuse hidden characters, however deep they lie."""
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += [*value, *value.values()]
+        elif isinstance(value, list):
+            todo += value
+        elif isinstance(value, str) and HIDDEN.search(value):
+            raise RefusedError("has a text with control characters, or with marks that turn the direction of reading")
+
+
+def _number(text: str) -> float:
+    """A number, unless it is beyond any that is measured."""
+    value = float(text)
+    if not -LARGEST <= value <= LARGEST:
+        raise RefusedError(f"has a number beyond {LARGEST:g}")
+    return value
+
+
+def _whole(text: str) -> int:
+    _number(text)
+    return int(text)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RefusedError("has a key twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise RefusedError(f"has {name} where a number should be")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_BOUNDED = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_number,
+                            parse_int=_whole)
