@@ -35,7 +35,7 @@ class DPCA(Distiller):
     """
 
     name: ClassVar[str] = "dpca"
-    paper: ClassVar[str] = "Niu et al. 2026 (arXiv 2606.09456), chunk-level advantages; official code"
+    paper: ClassVar[str] = "DPCA 2026 (arXiv 2606.09456), chunk-level advantages; official code"
     needs: ClassVar[Needs] = Needs.SAMPLED
     domains: ClassVar[frozenset[str]] = frozenset({"lm"})
     bridges: ClassVar[bool] = True

@@ -45,8 +45,8 @@ class KAT(Distiller):
         eta: float = Field(0.3, gt=0, lt=1, description="share of answers whose lowest window is below the threshold")
         consecutive: int = Field(4, ge=1, description="c, low windows in a row that it takes")
         memory: int = Field(4096, ge=1, description="answers that the quantile is over, first in, first out")
-        warmup_answers: int = Field(512, ge=1, description="answers to have seen before the first cut")
-        warmup_steps: int = Field(50, ge=0, description="and steps")
+        after_answers: int = Field(512, ge=1, description="answers to have seen before the first cut")
+        after_steps: int = Field(50, ge=0, description="and steps")
         top_p: float = Field(0.95, gt=0, le=1, description="nucleus that the student samples from; 1 is all of it")
 
     def __init__(self, params: Any) -> None:
@@ -61,7 +61,7 @@ class KAT(Distiller):
         distance_bt = ctx.per_row(rollouts, lambda rows: reverse_kl(*rows.pair(Comparison("teacher", 64, "bucket"))))
         z_bt = window_means(distance_bt, rollouts.mask_bt, params.window)
         keep_bt = rollouts.mask_bt
-        if len(self.lowest) >= params.warmup_answers and ctx.step >= params.warmup_steps:
+        if len(self.lowest) >= params.after_answers and ctx.step >= params.after_steps:
             threshold = float(quantile(torch.tensor(self.lowest, dtype=torch.float64), params.eta))
             keep_bt = before_cut(z_bt < threshold, rollouts.mask_bt, params.consecutive)
             ctx.note("threshold", threshold)

@@ -37,7 +37,7 @@ class OPRD(Distiller):
     """
 
     name: ClassVar[str] = "oprd"
-    paper: ClassVar[str] = "Yang et al. 2026 (arXiv 2606.06021), representation loss; official code, current branch"
+    paper: ClassVar[str] = "OPRD 2026 (arXiv 2606.06021), representation loss; official code, current branch"
     needs: ClassVar[Needs] = Needs.HIDDEN
     row_wise: ClassVar[bool] = False  # layers are not cut into chunks of rows
     presets: ClassVar[dict[str, dict[str, Any]]] = {"main": {"normalise": False}}

@@ -57,7 +57,7 @@ class TrOPD(Distiller):
         training = ctx.training
         if self.reply_length == 0:
             replies = ctx.rollout(Teacher(training.teacher_temperature))
-            self.reply_length = steps_written(replies)
+            self.reply_length = replies.n_rows / replies.n_trajectories
         share = (1 + math.cos(math.pi * ctx.progress)) / 2
         n_steps = min(int(share * self.reply_length), (training.horizon or 1) - 1)
         ctx.note("prefix", n_steps)
@@ -87,10 +87,3 @@ class TrOPD(Distiller):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reply_length = float(state["reply_length"])
-
-
-def steps_written(rollouts: Rollouts) -> float:
-    """From an answer's first decision to its last, environment turns included, in the mean."""
-    mask_bt = rollouts.mask_bt
-    span_bt = (mask_bt.cumsum(1) > 0) & (mask_bt.flip(1).cumsum(1).flip(1) > 0)
-    return float(span_bt.sum(1).double().mean())

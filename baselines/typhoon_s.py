@@ -75,7 +75,8 @@ class TyphoonS(GRPO):  # type: ignore[misc]  # mypy does not see through the map
         if self.phase != REINFORCE:
             return rollouts.with_columns(per_trajectory={"phase": phase_b})
         part_b = rollouts.columns.get("part", torch.zeros_like(phase_b))
-        return super().prepare(rollouts, ctx).with_columns(
+        prepared: Rollouts = super().prepare(rollouts, ctx)
+        return prepared.with_columns(
             per_trajectory={"phase": torch.where(part_b == 0, REINFORCE, IMITATE)})
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:

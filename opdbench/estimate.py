@@ -90,6 +90,7 @@ def _flops_a_state(plan: Plan, student: Size, teachers: list[Size], context: flo
     scored = plan.needs not in (Needs.NOTHING, Needs.TEXT)
     asked = 1 / len(teachers) if isinstance(plan.teacher, Route) else 1.0
     passes = 3 if plan.spec.recipe.training.lora_rank else 4
+    passes += plan.method_class.own_teacher  # a copy of the student, under a prompt of about that length
     return passes * student.flops(context) + scored * asked * sum(teacher.flops(context) for teacher in teachers)
 
 

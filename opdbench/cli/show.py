@@ -95,7 +95,7 @@ def method_content(name: str, plugins: list[str]) -> dict[str, Any]:
     page = read_page(method.__doc__)
     return {**description.as_json(), **page._asdict(), "parameters": parameters(method.Params),
             "presets": {name: dict(values) for name, values in method.presets.items()},
-            "knobs": knobs_of(description.name), "lines": _line_count(description)}
+            "own_teacher": method.own_teacher, "knobs": knobs_of(description.name), "lines": _line_count(description)}
 
 
 def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def _line_count(description: Description) -> int:
 def _method_text(method: dict[str, Any]) -> str:
     facts = fields([
         ("worlds", " and ".join(WORLDS.get(domain, domain) for domain in method["domains"])),
-        ("teacher", f"must reveal: {method['needs']}"),
+        ("teacher", "the student itself, told more" if method["own_teacher"] else f"must reveal: {method['needs']}"),
         ("paper", method["paper"]),
         ("standing", STANDINGS[method["standing"]]),
         ("deviations", method["deviations"]),

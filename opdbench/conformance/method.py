@@ -34,7 +34,7 @@ from opdbench.store import pack, unpack
 
 ROUNDING = 1e-9  # float64 sums in another order
 FLOAT32_ROUNDING = 1e-5  # a behaviour's log-probability is stored in float32
-LEARNING_STEPS, MOST_LEARNING_STEPS = 10, 80  # ten, and ten more at a time for a method that learns slowly
+LEARNING_STEPS, MOST_LEARNING_STEPS = 10, 40  # ten, and ten more at a time for a method that learns slowly
 LEAST_PROGRESS = 0.05  # in the probability of the teacher's action; sign errors make it fall
 
 

@@ -79,7 +79,8 @@ def stable_rank(change: Tensor) -> float:
 
 def right_directions(change: Tensor, k: int = DIRECTIONS) -> Tensor:
     """The first right singular vectors [d, k], no more than there are."""
-    return torch.linalg.svd(change.double(), full_matrices=False).Vh[:k].T.contiguous()
+    directions_kd: Tensor = torch.linalg.svd(change.double(), full_matrices=False).Vh[:k]
+    return directions_kd.T.contiguous()
 
 
 def overlap(first_dk: Tensor, second_dk: Tensor) -> float:

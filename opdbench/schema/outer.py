@@ -27,9 +27,10 @@ class Stage(Frozen):
     student: str | None = Field(None, description="a model, or stage:NAME; the task's own by default")
     teacher: str | None = Field(None, description="a teacher, in which stage:NAME may stand; the task's own by default")
 
-    def builds_on(self) -> set[str]:
+    def builds_on(self) -> frozenset[str]:
         """The stages whose students it names."""
-        return {name for reference in (self.student, self.teacher) if reference for name in STAGE.findall(reference)}
+        return frozenset(name for reference in (self.student, self.teacher) if reference
+                         for name in STAGE.findall(reference))
 
 
 class Line(Frozen):
@@ -52,8 +53,8 @@ class OuterRecipe(Frozen):
     def _names_are_known(self) -> OuterRecipe:
         seen: set[str] = set()
         for name, stage in self.stages.items():
-            if missing := stage.builds_on() - seen:
-                raise ValueError(f"stage {name} builds on {missing.pop()}, which is no earlier stage")
+            if missing := sorted(stage.builds_on() - seen):
+                raise ValueError(f"stage {name} builds on {missing[0]}, which is no earlier stage")
             seen.add(name)
         for line in self.report:
             if line.stage not in self.stages:

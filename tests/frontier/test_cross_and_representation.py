@@ -28,11 +28,12 @@ from opdbench.distiller import Distiller, Needs
 from opdbench.divergences import forward_kl
 from opdbench.errors import UserError
 from opdbench.lm.generate import last_decision
+from opdbench.lm.remote_reference import _check_needs
 from opdbench.loop import Trainer
 from opdbench.pieces import IMPOSSIBLE, PIECE_HEAD, PIECE_START, PIECE_TOKENS, TEACHER_REST_LOGP
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
-from opdbench.schema.spec import Budget
+from opdbench.schema.spec import Budget, Training
 from tests.enumerable import context, flat_gradient, generator, make, near, prepared, random_logits, small_language
 
 
@@ -182,6 +183,12 @@ def test_what_is_ours_is_named() -> None:
         cls = registry.load("method", name)
         assert cls.standing == "unspecified" and cls.Params().approximate is False
         assert "Ours:" in cls.__doc__ and "Missing:" in cls.__doc__
+
+
+@pytest.mark.parametrize("cls", [OPRD, AOPD, LGR], ids=lambda cls: cls.name)
+def test_a_teacher_that_tells_only_its_likeliest_tokens_is_refused_by_what_needs_all(cls: type[Distiller]) -> None:
+    with pytest.raises(UserError, match="needs from its teacher"):
+        _check_needs(make(cls), Training(), None)
 
 
 def test_aopd_rewards_where_the_teacher_likes_the_token_better_and_corrects_elsewhere() -> None:

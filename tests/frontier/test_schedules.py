@@ -117,7 +117,7 @@ def test_cutting_afterwards_keeps_what_stopping_in_time_would_have() -> None:
 def test_kats_share_of_cut_answers_is_about_eta_once_its_memory_is_full() -> None:
     """So the threshold is the eta quantile of the lowest windows, and not that of 1 - eta."""
     world = world_of(echo=False)
-    method = make(KAT, window=1, consecutive=1, eta=0.3, warmup_answers=300, warmup_steps=0, memory=1000, top_p=1.0)
+    method = make(KAT, window=1, consecutive=1, eta=0.3, after_answers=300, after_steps=0, memory=1000, top_p=1.0)
     ctx, cut, written = context(world, batch=100), 0.0, 0
     for ctx.ledger.steps in range(14):
         ctx.begin_step()
