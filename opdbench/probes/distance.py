@@ -82,7 +82,7 @@ class Fidelity(TeacherProbe):
         bin_n = (number_n.double()).log2().ceil().long()
         sure_n, distance_n = rows.teacher.p_na.max(-1).values, reverse_kl(rows.teacher, rows.student)
         found = {}
-        for number in bin_n.unique().tolist():
+        for number in sorted(set(bin_n.tolist())):
             here_n = bin_n == number
             found[f"sure_to_{2**number}"] = mean(sure_n[here_n])
             found[f"reverse_kl_to_{2**number}"] = mean(distance_n[here_n])

@@ -25,7 +25,7 @@ def code_sha256(file: Path, name: str) -> str:
     found = [cls for cls in classes_in(source) if cls.own_value("name") == name and _is_method(cls)]
     if len(found) != 1:
         raise SourceError(f"{file.name} has {len(found)} methods called {name}")
-    lineage = [cls for cls in found[0].lineage() if _is_method(cls)]
+    lineage = [cls for cls in found[0].lineage if _is_method(cls)]
     files = {cls.file.module: cls.file for cls in lineage}
     return hashlib.sha256("\n".join(bare_code(each.tree) for each in files.values()).encode()).hexdigest()
 
