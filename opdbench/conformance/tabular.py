@@ -126,7 +126,7 @@ class StatePolicy(Policy):
             n_features: H; the number of actions, and no second table, when None.
         """
         super().__init__()
-        self.n_actions = n_actions
+        self.n_actions, self.n_features = n_actions, n_features or n_actions
         self.table = nn.Parameter(torch.empty(n_states, n_features or n_actions, dtype=torch.float64))
         self.head = nn.Parameter(torch.empty(n_actions, n_features, dtype=torch.float64)) if n_features else None
         with torch.no_grad():
