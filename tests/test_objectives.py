@@ -21,6 +21,7 @@ from opdbench.baselines.ammd import AMMD
 from opdbench.baselines.dagger import DAgger
 from opdbench.baselines.distillm import DistiLLM
 from opdbench.baselines.distillm2 import DistiLLM2
+from opdbench.baselines.dpd import DPD
 from opdbench.baselines.fdistill import FDistill
 from opdbench.baselines.gkd import GKD
 from opdbench.baselines.gold import GOLD
@@ -170,6 +171,8 @@ CASES = {
     "kdrl": Case(KDRL, {"teacher": 0.3}, {STUDENT: lambda s: 0.3 * reverse(s)}),  # no reward in this test
     "gold": Case(GOLD, {"beta": 0.3}, {STUDENT: lambda s: jsd(s.p, s.q, 0.3)}),  # one tokenizer: all is matched
     "gold on data": Case(GOLD, {"beta": 0.3, "lmbda": 0.0}, {TEACHER: lambda s: jsd(s.p, s.q, 0.3)}),
+    "dpd, teacher": Case(DPD, {"variant": "teacher"}, {TEACHER: forward}),  # the others are in test_dpd.py
+    "dpd, on-policy": Case(DPD, {"variant": "on-policy"}, {STUDENT: forward}),
     "uld": Case(ULD, {}, {TEACHER: lambda s: likelihood(s) + 1.5 * sorted_gap(s)}),
     "uld, distance alone": Case(ULD, {"likelihood": 0.0, "lmbda": 0.7}, {TEACHER: lambda s: 0.7 * sorted_gap(s)}),
 }
@@ -243,6 +246,7 @@ AT_TEACHER = {
                           {STUDENT: reverse}),
     "distillm2, adaptive": Case(DistiLLM2, {}, {TEACHER: forward, STUDENT: reverse}),
     "ammd": Case(AMMD, {"adversary": 3}, {TEACHER: variation, STUDENT: variation}),
+    "dpd, with the student's entropy": Case(DPD, {"student_entropy": True}, {STUDENT: reverse}),
     "opd, discounted": Case(OPD, {"estimator": "sampled", "discount": 1.0}, {STUDENT: reverse}),
     "seqkd, all word level": Case(SeqKD, {"decode": "sample", "word_level": 1.0}, {TEACHER: forward}),
 }

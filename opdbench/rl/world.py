@@ -18,6 +18,7 @@ from opdbench.policy import Policy
 from opdbench.rl.environments import Environments
 from opdbench.rl.policy import Architecture, ControlPolicy
 from opdbench.rl.simulators import Simulators, make_simulators
+from opdbench.rl.table import TablePolicy
 from opdbench.rollouts import Rollouts
 from opdbench.task import ControlTask, Split
 from opdbench.world import Outcome
@@ -49,7 +50,7 @@ class ControlWorld:
         self._seed = seeds.derive(seed, "rollout", "environments")
         self._environments = Environments(make_simulators(task), self._seed)
         for role, policy in (("student", student), ("teacher", teacher)):
-            if isinstance(policy, ControlPolicy):
+            if isinstance(policy, ControlPolicy | TablePolicy):
                 check_fits(policy, self._environments.simulators, f"{role} on {task.id}")
 
     @torch.no_grad()
@@ -142,7 +143,7 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
     """
     n = task.evaluation_episodes if n is None else n
     simulators = make_simulators(task)
-    if isinstance(policy, ControlPolicy):
+    if isinstance(policy, ControlPolicy | TablePolicy):
         check_fits(policy, simulators, f"evaluation on {task.id}")
     generator = seeds.generator(seed, "evaluation", split, mode)
     temperature = 1.0 if mode == "sampled" else 0.0
@@ -183,14 +184,17 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     return returns_n, truncated_n
 
 
-def fresh_student(task: ControlTask, seed: int) -> ControlPolicy:
-    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed."""
+def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
+    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed, or a table
+    where there are no hidden layers."""
     simulators = make_simulators(task)
+    if not task.student_hidden:
+        return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
     architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden))
     return ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
 
 
-def check_fits(policy: ControlPolicy, simulators: Simulators, where: str) -> None:
+def check_fits(policy: ControlPolicy | TablePolicy, simulators: Simulators, where: str) -> None:
     """Raise a UserError when the policy's observations or actions are not the environment's."""
     policy.check_fits(simulators.observation_shape, simulators.n_actions, where)
 
