@@ -25,7 +25,7 @@ from opdbench.task import Example, Split
 from tests.enumerable import context, generator, make, near, small_language
 from tests.lm.test_world import Spelling, world
 
-METHODS = registry.names("method")
+METHODS = [name for name in registry.names("method") if "lm" in registry.load("method", name).domains]
 NAN = float("nan")
 
 
