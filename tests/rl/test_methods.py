@@ -376,6 +376,12 @@ def test_actor_mimics_projector_reads_the_teachers_features_and_teaches_the_stud
     assert not near(with_features["table"], without["table"], 1e-3)
 
 
+def test_actor_mimic_without_features_is_student_distill_on_the_same_states() -> None:
+    ctx, method = in_context(world()), make(ActorMimic, beta=0.0)
+    batch = first_minibatch(method, ctx)
+    assert near(gradient(method, ctx, batch), gradient(make(StudentDistill), ctx, batch))
+
+
 def test_q_learning_without_a_successor_is_refused() -> None:
     with pytest.raises(UserError, match="nothing to bootstrap from"):
         Trainer(make(DQN), in_context(world(), horizon=1, batch=1)).step()
