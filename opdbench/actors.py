@@ -26,7 +26,11 @@ class Decision(NamedTuple):
 
 
 class Actor(Protocol):
-    """Chooses actions from logits. A model that `uses_*` does not ask for is not run, and its logits are None."""
+    """Chooses actions from logits. A model that `uses_*` does not ask for is not run, and its logits are None.
+
+    In control tasks an actor with a method `look(observation_b)` is shown the states before it acts in them, so that it
+    may plan.
+    """
 
     @property
     def uses_student(self) -> bool: ...

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from opdbench.lm.tokenizer import Tokenizer
     from opdbench.policy import Policy
+    from opdbench.rl.search import Model
 
 Split = Literal["train", "validation", "test"]
 Message = dict[str, str]  # {"role": "user", "content": "..."}
@@ -159,4 +160,8 @@ class ControlTask(Task):
     def exact_teacher(self) -> Policy | None:
         """A teacher that follows from the task's own rules, for `--teacher exact`; None where nobody can compute one.
         The task's checksum covers it."""
+        return None
+
+    def model(self) -> Model | None:
+        """The task's rules, for methods that plan; None where there are none to plan with."""
         return None

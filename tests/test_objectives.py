@@ -61,6 +61,7 @@ from tests.enumerable import (
     trajectory_weights,
 )
 from tests.rl import test_methods as rl_methods
+from tests.rl import test_search
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -201,6 +202,8 @@ CASES = {
 # Whose objectives are no sum of losses over fixed states.
 ELSEWHERE: dict[str, Callable[..., None]] = {
     "minillm": lm_exact.test_minillm_without_its_devices_is_the_exact_gradient_of_the_sequence_reverse_kl,
+    "exit": test_search.test_exits_gradient_is_that_of_its_cross_entropy_with_the_visit_counts,
+    "alphazero": test_search.test_exits_gradient_is_that_of_its_cross_entropy_with_the_visit_counts,  # the same loss
     "grpo": lm_exact.test_grpos_expected_gradient_is_that_of_the_expected_reward,
     "ammd": lm_exact.test_ammds_students_gradient_is_that_of_its_expected_value_with_q_held_fixed,
     "ppo": rl_methods.test_ppos_gradient_is_that_of_the_whitened_advantages_and_of_the_critics_error,

@@ -124,8 +124,13 @@ class ControlWorld:
             raise UserError(f"the teacher is to act on {self.task.id}, but there is none", "pass one with --teacher")
         read_student = _reader(self.student, n) if actor.uses_student else _nothing
         read_teacher = _reader(self.teacher, n) if actor.uses_teacher and self.teacher else _nothing
-        return lambda observation_b, uniform_bd: actor.act(read_student(observation_b), read_teacher(observation_b),
-                                                           uniform_bd)
+        look = getattr(actor, "look", _nothing)  # see `Actor`
+
+        def decide(observation_b: Tensor, uniform_bd: Tensor) -> Decision:
+            look(observation_b)
+            return actor.act(read_student(observation_b), read_teacher(observation_b), uniform_bd)
+
+        return decide
 
 
 @torch.no_grad()
