@@ -102,7 +102,7 @@ class TicTacToe(ControlTask):
     source: ClassVar[str] = "tic-tac-toe, solved by exhaustive search"
     license: ClassVar[str] = "Apache-2.0"
     protocol: ClassVar[str] = ("Mean outcome of full games: 1 won, 0 drawn, -1 lost or an illegal move. Who begins "
-                               "and, with `opponent=mixed`, who the opponent is, are drawn evenly from the game's seed.")
+                               "and, with `opponent=mixed`, who the opponent is, are drawn from the game's seed.")
     metric: ClassVar[str] = "return"
     teacher: ClassVar[str | None] = "exact"
     student: ClassVar[str | None] = None
