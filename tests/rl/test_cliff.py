@@ -1,4 +1,4 @@
-"""R1 with students that were trained: behaviour cloning's cost grows with the square of the horizon, DAgger's with it."""
+"""R1 with students that were trained: cloning costs the square of the horizon, DAgger the horizon."""
 
 from __future__ import annotations
 
