@@ -31,8 +31,8 @@ class DQN(Distiller):
     and the base of `qdagger`, which is this method, to the bit, when its teacher's weight is 0.
 
     Deviations from the paper:
-        AdamW in place of RMSProp. Training starts with the first round. A state whose successor is not in the batch (the
-        last of a segment, a time limit) is not learnt from, and n steps are cut short there: see `opdbench.advantages`.
+        AdamW in place of RMSProp. Training starts with the first round. A state whose successor is not in the batch (last of
+        a segment, a time limit) is not learnt from, and n steps are cut short there: see `opdbench.advantages`.
     """
 
     name: ClassVar[str] = "dqn"
@@ -72,11 +72,12 @@ class DQN(Distiller):
         ahead = advantages.n_step_returns(rollouts.reward_bt, rollouts.done_bt, unseen_bt, n=self.params.n_step,
                                           discount=self.params.discount)
         row_b1 = torch.arange(rollouts.n_trajectories, device=unseen_bt.device)[:, None]
+        next_bt = rollouts.input_bt[row_b1, ahead.at_bt]
         states = ctx.separable(rollouts.with_columns(per_step={
-            "return": ahead.return_bt, "weight": ahead.weight_bt, "next_input": rollouts.input_bt[row_b1, ahead.at_bt]}))
+            "return": ahead.return_bt, "weight": ahead.weight_bt, "next_input": next_bt}))
         seen = (~unseen_bt[rollouts.mask_bt]).nonzero()[:, 0]
         if not len(seen):
-            raise UserError(f"no state of step {ctx.step + 1} is followed by another, so there is nothing to bootstrap from",
+            raise UserError(f"no state of step {ctx.step + 1} is followed by another: there is nothing to bootstrap from",
                             "let segments be longer, such as --set horizon=32")
         self.data.add(states.select(seen))
         return rollouts

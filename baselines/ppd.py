@@ -15,7 +15,7 @@ from opdbench.rows import Rows
 
 
 class PPD(PPO):  # type: ignore[misc]  # mypy does not see through the mapping of baselines/
-    """Several proximal passes over the student's samples distil more from each, and the rewards may lead past the teacher.
+    """Several proximal passes over the student's samples distil more of each; rewards may lead past the teacher.
 
         L = L_PPO + lambda E_{s, a ~ q_old} [ KL(p || q)(s) max(rho, 1 - eps) ],   rho = q(a | s) / q_old(a | s)
 

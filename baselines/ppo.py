@@ -11,12 +11,12 @@ from torch import nn
 from opdbench import advantages
 from opdbench.actors import Student
 from opdbench.context import Context
-from opdbench.value_network import OBSERVATION, Critic
 from opdbench.distiller import Distiller, Loss, Needs
 from opdbench.policy_gradient import ppo_clip
 from opdbench.replay import epochs
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
+from opdbench.value_network import OBSERVATION, Critic
 
 
 class PPO(Distiller):

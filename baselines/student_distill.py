@@ -17,7 +17,7 @@ from opdbench.rows import Rows
 
 
 class StudentDistill(Distiller):
-    """Imitating the teacher's distribution in the states that the student itself visits leaves no mismatch between them.
+    """Imitating the teacher's distribution in the states that the student itself visits leaves no mismatch.
 
         L = E_{s ~ q} H(p(. | s), q(. | s))
 

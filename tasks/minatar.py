@@ -88,7 +88,8 @@ def _environment(game: str, sticky: float, ramping: bool) -> gymnasium.Env[Any, 
             self.observation_space = gymnasium.spaces.Box(0, 1, tuple(self.game.state_shape()), np.uint8)
             self.action_space = gymnasium.spaces.Discrete(self.game.num_actions())
 
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+                  ) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             if seed is not None:
                 self.game.seed(seed % 2**32)

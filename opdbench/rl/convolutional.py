@@ -1,4 +1,4 @@
-"""Convolutional networks over stacks of game frames: Mnih's, and the smaller and the shared ones of Rusu et al. 2016."""
+"""Convolutional networks over stacks of game frames: Mnih's, and the smaller and shared ones of Rusu et al. 2016."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class ConvArchitecture:
         return self.channels[-1] * side * side
 
 
-# Rusu et al. 2016 (arXiv 1511.06295), table 1 and appendix B: with 18 actions; with the minimal sets of Freeway, Pong and
-# Q*bert; and with those of BeamRider, Breakout, Enduro, Freeway, Ms. Pac-Man, Pong, Q*bert, Seaquest, River Raid and
+# Rusu et al. 2016 (arXiv 1511.06295), table 1 and appendix B: with 18 actions; with the minimal sets of Freeway, Pong
+# and Q*bert; and with those of BeamRider, Breakout, Enduro, Freeway, Ms. Pac-Man, Pong, Q*bert, Seaquest, River Raid and
 # Space Invaders.
 RUSU = {
     "teacher": ConvArchitecture((32, 64, 64), 512, (18,)),

@@ -75,7 +75,7 @@ def trained(cls: type[Distiller], steps: int = 3, **params: Any) -> dict[str, Te
     return {name: value.detach() for name, value in here.student.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------- R3: Rusu's targets
+# --------------------------------------------------------------------------------------------------- R3: Rusu's targets
 
 
 def distilled(q_na: Tensor, logits_na: Tensor, target: str, tau: float) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def test_r3_the_temperature_is_on_the_teachers_side_alone_and_mse_sums_over_acti
     assert near(distilled(q_na, logits_na, "mse", 1.0)[1], 2 * (logits_na - q_na))
 
 
-# ------------------------------------------------------------------------------- R4: without the teacher's weight, the base
+# --------------------------------------------------------------------------- R4: without the teacher's weight, the base
 
 
 @pytest.mark.parametrize(("cls", "params", "base", "base_params"), [
@@ -171,8 +171,9 @@ def mixed(parts: list[StatePolicy], weights: list[float]) -> Mixture:
 def test_r10_kickstarting_from_several_teachers_is_the_sum_of_each_ones_gradient_in_any_order() -> None:
     parts = [policy(2), policy(3)]
     found = {}
-    for name, teacher, weight in (("mix", mixed(parts, [0.7, 0.3]), 2.0), ("turned", mixed(parts[::-1], [0.3, 0.7]), 2.0),
-                                  ("first", parts[0], 1.4), ("second", parts[1], 0.6)):
+    cases = (("mix", mixed(parts, [0.7, 0.3]), 2.0), ("turned", mixed(parts[::-1], [0.3, 0.7]), 2.0),
+             ("first", parts[0], 1.4), ("second", parts[1], 0.6))
+    for name, teacher, weight in cases:
         ctx = in_context(Unrewarded(ControlWorld(TabularTask(tables=corridor()), policy(1), teacher, seed=0)))
         method = make(Kickstarting, weight=weight)
         found[name] = gradient(method, ctx, first_minibatch(method, ctx))
@@ -194,7 +195,7 @@ def test_r12_ppds_weight_is_the_ratio_down_to_its_limit_and_constant_below() -> 
                 0.8 * flat_gradient(distance_n.sum(), ctx.student))
 
 
-# ------------------------------------------------------------------------------------- what PPO, DQN and QDagger minimise
+# ----------------------------------------------------------------------------------- what PPO, DQN and QDagger minimise
 
 
 def test_ppos_gradient_is_that_of_the_whitened_advantages_and_of_the_critics_error() -> None:
@@ -299,7 +300,8 @@ def test_generalised_advantages_of_exact_values_average_to_nothing(decay: float)
     done_bt[:, -1] = True
     return_bt = advantages.reward_to_go(reward_bt, mask_bt, done_bt, discount=0.9)
     unseen_bt = advantages.unseen_ahead(mask_bt, done_bt)
-    assert near(advantages.generalised(reward_bt, return_bt, mask_bt, done_bt, unseen_bt, discount=0.9, decay=decay), 0.0)
+    found = advantages.generalised(reward_bt, return_bt, mask_bt, done_bt, unseen_bt, discount=0.9, decay=decay)
+    assert near(found, 0.0)
     value_bt = random_logits(3, 6, seed=2)
     found = advantages.generalised(reward_bt, value_bt, mask_bt, done_bt, unseen_bt, discount=0.9, decay=1.0)
     assert near(found, return_bt - value_bt)

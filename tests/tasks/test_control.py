@@ -62,4 +62,5 @@ def test_an_environment_has_the_tasks_limit(task: ControlTask) -> None:
     env = task.make()
     assert env.spec is not None and env.spec.max_episode_steps == task.max_episode_steps
     assert env.observation_space.shape is not None
-    assert prod(env.observation_space.shape) == {"cartpole": 4, "acrobot": 6, "lunarlander": 8, "mountain-car": 2}[task.name]
+    numbers_seen = {"cartpole": 4, "acrobot": 6, "lunarlander": 8, "mountain-car": 2}
+    assert prod(env.observation_space.shape) == numbers_seen[task.name]
