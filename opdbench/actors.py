@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -26,7 +26,11 @@ class Decision(NamedTuple):
 
 
 class Actor(Protocol):
-    """Chooses actions from logits. A model that `uses_*` does not ask for is not run, and its logits are None."""
+    """Chooses actions from logits. A model that `uses_*` does not ask for is not run, and its logits are None.
+
+    In control tasks an actor with a method `look(observation_b)` is shown the states before it acts in them, so that it
+    may plan.
+    """
 
     @property
     def uses_student(self) -> bool: ...
@@ -212,6 +216,37 @@ class Blend:
         assert student_logits_ba is not None and teacher_logits_ba is not None
         action_b, logp_b = sample(self.combine(student_logits_ba, teacher_logits_ba), 1.0, uniform_bd[:, ACTION])
         return Decision(action_b, logp_b, _sources(action_b, Source.STUDENT))
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy:
+    """The most likely action of the student or of the teacher, and with probability `epsilon` any action at all.
+
+    `logp_b` is the log-probability under both together. A random action counts as its chooser's: it is what that model
+    does when it explores.
+    """
+
+    who: Literal["student", "teacher"]
+    epsilon: float
+
+    @property
+    def uses_student(self) -> bool:
+        return self.who == "student"
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.who == "teacher"
+
+    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+        logits_ba = student_logits_ba if self.uses_student else teacher_logits_ba
+        assert logits_ba is not None
+        best_b, nan_b = sample(logits_ba, 0.0, uniform_bd[:, ACTION])
+        n_actions = logits_ba.shape[-1]
+        any_b = (uniform_bd[:, ACTION] * n_actions).long()
+        action_b = torch.where(uniform_bd[:, COIN] < self.epsilon, any_b, best_b)
+        p_b = self.epsilon / n_actions + (1 - self.epsilon) * (action_b == best_b).float()
+        source = Source.STUDENT if self.uses_student else Source.TEACHER
+        return Decision(action_b, p_b.log() + nan_b, _sources(action_b, source))
 
 
 def _sources(action_b: Tensor, source: Source) -> Tensor:

@@ -140,6 +140,10 @@ class Distiller(ABC):
     def after_step(self, ctx: Context) -> None:  # noqa: B027 - most methods have nothing to do here
         """Called once a step, after the last update."""
 
+    def build(self, ctx: Context) -> None:  # noqa: B027 - most methods have nothing to build
+        """Called once, before `modules` and the first step: make what takes its form from the models (a critic, a
+        projector). Draws nothing but from `ctx`; a resumed run builds the same and then loads its weights."""
+
     def modules(self) -> Mapping[str, nn.Module]:
         """Further trainable modules (an adversary, a projector): checkpointed, and trained by the loop's optimizer."""
         return {}

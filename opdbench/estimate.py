@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.ledger import peak_memory
-from opdbench.references import Model, Route, leaves
+from opdbench.references import Copy, Model, Route, leaves
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
 from opdbench.task import ControlTask, LanguageTask
@@ -138,7 +138,7 @@ def _size(plan: Plan, path: Path) -> Size:
         from opdbench.rl.load import load_policy
 
         policy = load_policy(path, trust_pickle=plan.request.trust_pickle)
-        return Size(policy.n_parameters(), layers=len(policy.architecture.layer_sizes()), actions=policy.n_actions)
+        return Size(policy.n_parameters(), layers=policy.n_layers, actions=policy.n_actions)
     from opdbench.lm.checkpoint import read_config
 
     config = read_config(path)
@@ -199,7 +199,7 @@ def _teacher_bytes(plan: Plan, teachers: list[Size]) -> float:
             total += size.parameters * (_QUANTISED_BYTES[leaf.quantisation] if leaf.quantisation
                                         else _BYTES[execution.teacher_dtype])
         else:
-            total += size.parameters * (_BYTES[execution.dtype] + (0 if leaf.decay is None else 4))
+            total += size.parameters * (_BYTES[execution.dtype] + (4 if isinstance(leaf, Copy) and leaf.decay else 0))
     return total
 
 

@@ -26,7 +26,8 @@ class Ledger:
         teacher_scored: states whose distribution, or part of it, the teacher was asked for.
         teacher_cached: states for which a cache of an earlier answer was read instead; nobody was asked.
         trained_rows: rows that went through a loss.
-        flops: analytic, by part: student_rollout, teacher_rollout, student_score, teacher_score, student_train.
+        flops: analytic, by part: student_rollout, teacher_rollout, student_score, teacher_score, student_train, and
+            what a method adds (critic, target).
         seconds, cpu_seconds: of training; peak_memory_bytes: of the process, or of the accelerator when there is one.
     """
 

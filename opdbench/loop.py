@@ -33,6 +33,7 @@ class Trainer:
     def __init__(self, method: Distiller, ctx: Context, probes: Sequence[Probe] = ()) -> None:
         self.method = method
         self.ctx = ctx
+        method.build(ctx)
         modules = nn.ModuleDict({"student": ctx.student, **method.modules()})
         self.optimizer = Optimizer([parameter for parameter in modules.parameters() if parameter.requires_grad],
                                    ctx.training)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from opdbench.errors import UserError
+
 if TYPE_CHECKING:
     from opdbench.copies import Average
 
@@ -22,10 +24,12 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         n_actions: size of the action set.
+        n_features: H, for methods that put a head of their own on features; control policies say it.
         average: what moves it after every step, when it is a teacher that follows the student (opdbench.copies).
     """
 
     n_actions: int
+    n_features: int
     average: Average | None = None
 
     @abstractmethod
@@ -41,6 +45,15 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def project(self, features_nh: Tensor) -> Tensor:
         """Logits [N, A] (float32 or wider) of features [N, H]."""
+
+    def values(self, features_nh: Tensor) -> Tensor:
+        """The expected return [N] of the policy itself from states with these features, where it knows it.
+
+        Raises:
+            UserError: it does not.
+        """
+        raise UserError("this teacher knows no values of states, which the method asks for",
+                        "choose a task with an exact teacher, and --teacher exact")
 
     @abstractmethod
     def forward_flops(self, n_states: int, context: float) -> float:

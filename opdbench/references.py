@@ -6,6 +6,7 @@
     route:FIELD:VALUE=MODEL,VALUE=MODEL         by what a problem's `meta` says under FIELD
     student                                     a frozen copy of the starting student
     ema:0.99                                    the student's exponential moving average
+    exact                                       computed from the rules of a control task that can
 
 Quantisation is part of which teacher it is, not of how it is computed: four bits move its probabilities by far more
 than rounding does, so a run with such a teacher is another recipe.
@@ -24,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 from opdbench import models
 from opdbench.errors import UserError
 from opdbench.schema.spec import ModelRef
-from opdbench.task import LanguageTask, Task
+from opdbench.task import ControlTask, LanguageTask, Task
 
 Quantisation = Literal["int8", "nf4"]
 _QUANTISED = ("int8", "nf4")
@@ -45,6 +46,10 @@ class Copy(NamedTuple):
     decay: float | None = None
 
 
+class Exact(NamedTuple):
+    """What follows from a control task's own rules."""
+
+
 class Mix(NamedTuple):
     """Probabilities of several teachers, mixed."""
 
@@ -60,7 +65,7 @@ class Route(NamedTuple):
     values: tuple[str, ...]
 
 
-Teacher: TypeAlias = Model | Copy | Mix | Route
+Teacher: TypeAlias = Model | Copy | Exact | Mix | Route
 
 
 class Named(NamedTuple):
@@ -94,7 +99,7 @@ def teacher(reference: str, task: Task, student: ModelRef) -> Named:
     return _one(reference, task, student)
 
 
-def leaves(named: Teacher) -> list[Model | Copy]:
+def leaves(named: Teacher) -> list[Model | Copy | Exact]:
     """The single teachers that it is made of."""
     return [leaf for part in named.parts for leaf in leaves(part)] if isinstance(named, Mix | Route) else [named]
 
@@ -103,6 +108,8 @@ def _one(reference: str, task: Task, student: ModelRef) -> Named:
     kind, _, rest = reference.partition(":")
     if reference == "student":
         return Named(ModelRef(reference=reference, sha256=student.sha256), Copy())
+    if reference == "exact":
+        return _exact(task)
     if kind == "ema":
         decay = _number(rest)
         if decay is None or not 0 < decay < 1:
@@ -121,6 +128,13 @@ def _one(reference: str, task: Task, student: ModelRef) -> Named:
         return _quantised(reference, kind, rest, task)
     ref, found = model(reference, "teacher", task)
     return Named(ref, found)
+
+
+def _exact(task: Task) -> Named:
+    if not isinstance(task, ControlTask) or type(task).exact_teacher is ControlTask.exact_teacher:
+        raise UserError(f"--teacher exact: nothing computes an exact teacher for {task.id}",
+                        f"leave it out for the task's own, {task.teacher}" if task.teacher else "name a model")
+    return Named(ModelRef(reference="exact", sha256=_sha256(f"exact {task.checksum()}")), Exact())
 
 
 def _quantised(reference: str, kind: str, rest: str, task: Task) -> Named:

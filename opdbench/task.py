@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import gymnasium
 
     from opdbench.lm.tokenizer import Tokenizer
+    from opdbench.policy import Policy
+    from opdbench.rl.search import Model
 
 Split = Literal["train", "validation", "test"]
 Message = dict[str, str]  # {"role": "user", "content": "..."}
@@ -181,8 +183,17 @@ class ControlTask(Task):
     env_id: ClassVar[str]
     max_episode_steps: ClassVar[int]
     evaluation_episodes: ClassVar[int] = 100
-    student_hidden: ClassVar[Sequence[int]]  # widths of the default student network
+    student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
 
     @abstractmethod
     def make(self) -> gymnasium.Env[Any, Any]:
         """One fresh environment, at evaluation's own rules (unclipped rewards, full episodes)."""
+
+    def exact_teacher(self) -> Policy | None:
+        """A teacher that follows from the task's own rules, for `--teacher exact`; None where nobody can compute one.
+        The task's checksum covers it."""
+        return None
+
+    def model(self) -> Model | None:
+        """The task's rules, for methods that plan; None where there are none to plan with."""
+        return None

@@ -22,12 +22,12 @@ from opdbench.policy import Policy
 P = TypeVar("P", bound=Policy)
 
 
-def build(named: references.Teacher, student: P, load: Callable[[references.Model], P],
+def build(named: references.Teacher, student: P, load: Callable[[references.Model | references.Exact], P],
           combine: Callable[[references.Mix | references.Route, list[P]], P]) -> P:
     """The teacher that a reference names.
 
     Args:
-        load: reads one model; `combine` makes one policy of several.
+        load: reads or computes one model; `combine` makes one policy of several.
     """
     if isinstance(named, references.Mix | references.Route):
         return combine(named, [build(part, student, load, combine) for part in named.parts])
@@ -52,6 +52,7 @@ class Several(Policy):
             one_b = torch.ones(1, dtype=torch.int64, device=input_bt.device)
             probes = [part.features(input_bt, one_b) for part in parts]
         self._forms = [(probe.shape[-1], probe.dtype) for probe in probes]
+        self.n_features = sum(width for width, _ in self._forms)
 
     @property
     def policies(self) -> list[Policy]:

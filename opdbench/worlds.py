@@ -48,7 +48,8 @@ def _language(plan: Plan, task: LanguageTask) -> World:
 
     execution = plan.spec.execution
 
-    def load_teacher(model: references.Model) -> LanguagePolicy:
+    def load_teacher(model: references.Model | references.Exact) -> LanguagePolicy:
+        assert isinstance(model, references.Model)  # an exact one was refused when the run was resolved
         return load(model.path, dtype=_dtype(execution.teacher_dtype), device=execution.device,
                     quantisation=model.quantisation)
 
@@ -121,7 +122,11 @@ def _control(plan: Plan, task: ControlTask) -> World:
     # bfloat16 is for large models: it would round observations, and a small network gains nothing from it.
     dtype = _dtype("float64" if execution.dtype == "float64" else "float32")
 
-    def load(model: references.Model) -> Policy:
+    def load(model: references.Model | references.Exact) -> Policy:
+        if isinstance(model, references.Exact):
+            exact = task.exact_teacher()
+            assert exact is not None  # checked when the run was resolved
+            return exact.to(execution.device, dtype)
         return load_policy(model.path, activation=model.activation, trust_pickle=plan.request.trust_pickle).to(
             execution.device, dtype)
 

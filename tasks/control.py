@@ -1,7 +1,7 @@
-"""Classic control and Box2D from gymnasium: CartPole, Acrobot and LunarLander.
+"""Classic control and Box2D from gymnasium: CartPole, Acrobot, MountainCar and LunarLander.
 
-Each ships a teacher that Stable-Baselines3 trained (`opdbench teacher train TASK` makes it again); the student is a
-smaller network, initialised from the run's seed.
+Each ships a teacher: one that Stable-Baselines3 trained (`opdbench teacher train TASK` makes it again), or, for
+MountainCar, the known answer. The student is a network that is initialised from the run's seed.
 """
 
 from __future__ import annotations
@@ -77,6 +77,26 @@ class Acrobot(GymControl):
         steps=300_000, n_envs=16, hidden=(64, 64), learning_rate=3e-4, normalize=True,
         ppo={"n_steps": 256, "batch_size": 64, "gae_lambda": 0.94, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0},
         source="RL Baselines3 Zoo, ppo.yml, Acrobot-v1, with 300,000 steps in place of 1,000,000")
+
+
+class MountainCar(GymControl):
+    name = "mountain-car"
+    version = 1
+    summary = "rock a car up a hill that is too steep for it (2 numbers seen, 3 actions)"
+    source = "gymnasium MountainCar-v0; Moore, 1990"
+    license = "MIT (gymnasium)"
+    protocol = ("Undiscounted return of full episodes, minus one a step until the car is at the flag, cut off at 200. "
+                "Episode k always starts from the same state; the first episode of each counts.")
+    teacher = "mountain-car/teacher"  # pushes the way that the car moves; written down, not trained
+    env_id = "MountainCar-v0"
+    max_episode_steps = 200
+    student_hidden: ClassVar[Sequence[int]] = (16,)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 100}
+    teacher_recipe = TeacherRecipe(
+        steps=1_000_000, n_envs=16, hidden=(64, 64), learning_rate=3e-4, normalize=True,
+        ppo={"n_steps": 16, "gae_lambda": 0.98, "gamma": 0.99, "n_epochs": 4, "ent_coef": 0.0},
+        source="RL Baselines3 Zoo, ppo.yml, MountainCar-v0; not the teacher that ships")
 
 
 class LunarLander(GymControl):

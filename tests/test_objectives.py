@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from opdbench import registry
+from opdbench.baselines.actor_mimic import ActorMimic
 from opdbench.baselines.ammd import AMMD
+from opdbench.baselines.bc import BehaviourCloning
 from opdbench.baselines.dagger import DAgger
 from opdbench.baselines.distillm import DistiLLM
 from opdbench.baselines.distillm2 import DistiLLM2
+from opdbench.baselines.dpd import DPD
 from opdbench.baselines.fdistill import FDistill
 from opdbench.baselines.gkd import GKD
 from opdbench.baselines.gold import GOLD
@@ -28,11 +31,15 @@ from opdbench.baselines.grpo import GRPO
 from opdbench.baselines.imitkd import ImitKD
 from opdbench.baselines.kd import KD
 from opdbench.baselines.kdrl import KDRL
+from opdbench.baselines.kickstarting import Kickstarting
 from opdbench.baselines.minillm import MiniLLM
 from opdbench.baselines.opd import OPD
+from opdbench.baselines.policy_distillation import PolicyDistillation
+from opdbench.baselines.ppd import PPD
 from opdbench.baselines.qwen3 import Qwen3
 from opdbench.baselines.seqkd import SeqKD
 from opdbench.baselines.sft import SFT
+from opdbench.baselines.student_distill import StudentDistill
 from opdbench.baselines.uld import ULD
 from opdbench.conformance.enumerable import EnumerableWorld, PrefixPolicy, trajectory_logp
 from opdbench.conformance.harness import make_rows
@@ -54,6 +61,8 @@ from tests.enumerable import (
     small_language,
     trajectory_weights,
 )
+from tests.rl import test_methods as rl_methods
+from tests.rl import test_search
 
 TEACHER, STUDENT = "teacher", "student"
 
@@ -109,6 +118,10 @@ def reverse(s: Sides) -> Tensor:
 
 def variation(s: Sides) -> Tensor:
     return (s.p - s.q).abs().sum(-1) / 2
+
+
+def entropy(q: Tensor) -> Tensor:
+    return -(q * q.log()).sum(-1)
 
 
 def sorted_gap(s: Sides) -> Tensor:
@@ -171,15 +184,32 @@ CASES = {
     "kdrl": Case(KDRL, {"teacher": 0.3}, {STUDENT: lambda s: 0.3 * reverse(s)}),  # no reward in this test
     "gold": Case(GOLD, {"beta": 0.3}, {STUDENT: lambda s: jsd(s.p, s.q, 0.3)}),  # one tokenizer: all is matched
     "gold on data": Case(GOLD, {"beta": 0.3, "lmbda": 0.0}, {TEACHER: lambda s: jsd(s.p, s.q, 0.3)}),
+    "dpd, teacher": Case(DPD, {"variant": "teacher"}, {TEACHER: forward}),  # the others are in test_dpd.py
+    "dpd, on-policy": Case(DPD, {"variant": "on-policy"}, {STUDENT: forward}),
     "uld": Case(ULD, {}, {TEACHER: lambda s: likelihood(s) + 1.5 * sorted_gap(s)}),
     "uld, distance alone": Case(ULD, {"likelihood": 0.0, "lmbda": 0.7}, {TEACHER: lambda s: 0.7 * sorted_gap(s)}),
+    # Those of control tasks, whose losses are functions of rows like any other's. There is no reward in this test.
+    "bc": Case(BehaviourCloning, {"entropy": 0.3}, {TEACHER: lambda s: likelihood(s) - 0.3 * entropy(s.q)}),
+    "bc, mode": Case(BehaviourCloning, {"entropy": 0.0, "labels": "mode"}, {TEACHER: hard_label}),
+    "bc, soft": Case(BehaviourCloning, {"entropy": 0.0, "labels": "soft"}, {TEACHER: forward}),
+    "policy-distillation": Case(PolicyDistillation, {"tau": 0.5}, {TEACHER: lambda s: kl(tempered(s.p, 0.5), s.q)}),
+    "policy-distillation, nll": Case(PolicyDistillation, {"target": "nll"}, {TEACHER: hard_label}),
+    "actor-mimic": Case(ActorMimic, {"tau": 2.0, "beta": 0.0}, {STUDENT: lambda s: kl(tempered(s.p, 2.0), s.q)}),
+    "student-distill": Case(StudentDistill, {}, {STUDENT: forward}),
+    "kickstarting": Case(Kickstarting, {"weight": 0.3}, {STUDENT: lambda s: 0.3 * forward(s)}),
+    "ppd": Case(PPD, {"weight": 0.3}, {STUDENT: lambda s: 0.3 * forward(s)}),
 }
 
 # Whose objectives are no sum of losses over fixed states.
 ELSEWHERE: dict[str, Callable[..., None]] = {
     "minillm": lm_exact.test_minillm_without_its_devices_is_the_exact_gradient_of_the_sequence_reverse_kl,
+    "exit": test_search.test_exits_gradient_is_that_of_its_cross_entropy_with_the_visit_counts,
+    "alphazero": test_search.test_exits_gradient_is_that_of_its_cross_entropy_with_the_visit_counts,  # the same loss
     "grpo": lm_exact.test_grpos_expected_gradient_is_that_of_the_expected_reward,
     "ammd": lm_exact.test_ammds_students_gradient_is_that_of_its_expected_value_with_q_held_fixed,
+    "ppo": rl_methods.test_ppos_gradient_is_that_of_the_whitened_advantages_and_of_the_critics_error,
+    "dqn": rl_methods.test_dqns_gradient_is_that_of_the_huber_error_against_the_lagging_copy,
+    "qdagger": rl_methods.test_qdaggers_gradient_is_dqns_and_the_teachers,
 }
 
 
@@ -209,6 +239,7 @@ def expected(case: Case, world: EnumerableWorld) -> tuple[Tensor, Tensor]:
     """The method's loss and its gradient, expected over all completions; scored and prepared as the loop does."""
     ctx, method = context(world, budget=Budget(steps=100), **case.settings), make(case.cls, **case.params)
     rollouts, weight_n = completions(world, list(case.terms))
+    method.build(ctx)
     ctx.begin_step()
     rows = make_rows(ctx, method.prepare(ctx.score(rollouts, method.asks(ctx)), ctx))
     total = (weight_n * method.loss(rows, ctx).value_n).sum()
@@ -237,13 +268,18 @@ def test_the_expected_gradient_is_that_of_the_stated_objective(case: Case, echo:
 # ------------------------------------------------------------------------------------------- a student like its teacher
 
 AT_TEACHER = {
-    **{name: case for name, case in CASES.items() if case.cls not in (SFT, DAgger, SeqKD, ImitKD, Qwen3, ULD)
-       or name in ("dagger, soft", "imitkd, soft", "qwen3, second stage", "uld, distance alone")},
+    **{name: case for name, case in CASES.items() if case.cls not in (
+        SFT, DAgger, SeqKD, ImitKD, Qwen3, ULD, BehaviourCloning, PolicyDistillation, ActorMimic)
+       or name in ("dagger, soft", "imitkd, soft", "qwen3, second stage", "uld, distance alone", "bc, soft")},
+    "policy-distillation, as it is": Case(PolicyDistillation, {"tau": 1.0}, {TEACHER: forward}),
+    "policy-distillation, mse": Case(PolicyDistillation, {"target": "mse"}, {TEACHER: forward}),
+    "actor-mimic, as it is": Case(ActorMimic, {"beta": 0.0}, {STUDENT: forward}),
     "minillm": Case(MiniLLM, {}, {STUDENT: reverse}),
     "minillm, code": Case(MiniLLM, {"discount": 0.95, "own_reward": True, "whiten": True, "weigh_exact_term": False},
                           {STUDENT: reverse}),
     "distillm2, adaptive": Case(DistiLLM2, {}, {TEACHER: forward, STUDENT: reverse}),
     "ammd": Case(AMMD, {"adversary": 3}, {TEACHER: variation, STUDENT: variation}),
+    "dpd, with the student's entropy": Case(DPD, {"student_entropy": True}, {STUDENT: reverse}),
     "opd, discounted": Case(OPD, {"estimator": "sampled", "discount": 1.0}, {STUDENT: reverse}),
     "seqkd, all word level": Case(SeqKD, {"decode": "sample", "word_level": 1.0}, {TEACHER: forward}),
 }
@@ -258,6 +294,7 @@ def twins(echo: bool = True) -> EnumerableWorld:
 def test_l9_a_student_that_equals_its_teacher_has_nothing_to_learn(case: Case) -> None:
     """No loss and no gradient, in every row and not only on average."""
     ctx, method = context(twins(), budget=Budget(steps=100), **case.settings), make(case.cls, **case.params)
+    method.build(ctx)
     rollouts, _ = completions(ctx.world, list(case.terms))  # type: ignore[arg-type]
     ctx.begin_step()
     value_n = method.loss(make_rows(ctx, method.prepare(ctx.score(rollouts, method.asks(ctx)), ctx)), ctx).value_n
@@ -282,7 +319,8 @@ def test_l9_maximum_likelihood_of_the_teachers_samples_rests_at_the_teacher_on_a
 def test_no_method_is_without_a_test_at_its_teacher(method: str) -> None:
     """But for those that ask none."""
     tested = {case.cls.name for case in (*AT_TEACHER.values(), *(CASES[name] for name in ON_AVERAGE))}
-    assert method in tested or registry.load("method", method).needs == Needs.NOTHING
+    elsewhere = {"qdagger": rl_methods.test_qdagger_at_its_teacher_is_dqn}
+    assert method in {*tested, *elsewhere} or registry.load("method", method).needs == Needs.NOTHING
 
 
 # -------------------------------------------------------------------------------------------------------- special cases
@@ -295,6 +333,7 @@ SAME = {  # two methods that must take the same steps; more of them are in `lm_e
     "dagger with soft labels is gkd with the forward KL": (
         (DAgger, {"beta": "never", "labels": "soft", "replay_ratio": 1, "minibatch": 8}),
         (GKD, {"divergence": "forward_kl"})),
+    "student-distill is gkd with the forward KL": ((StudentDistill, {}), (GKD, {"divergence": "forward_kl"})),
     "minillm with no later rewards is opd": (
         (MiniLLM, {"alpha": 0.0, "discount": 0.0, "clip": 1e9, "epochs": 1, "minibatches": 1}), (OPD, {})),
 }

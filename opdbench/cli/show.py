@@ -192,10 +192,12 @@ def model_content(task: Task, role: str) -> dict[str, Any]:
     if reference is None:
         if role == "student" and hasattr(task, "student_hidden"):
             widths = "x".join(str(width) for width in task.student_hidden)
-            return {"reference": None,
-                    "comes_from": f"a fresh network with hidden layers of {widths}, initialised from the run's seed"}
+            fresh = f"a fresh network with hidden layers of {widths}, initialised from the run's seed"
+            return {"reference": None, "comes_from": fresh if widths else "a table, the uniform policy at first"}
         named = {profile.name: profile.models[role] for profile in hardware.profiles() if role in profile.models}
         return {"reference": None, "comes_from": "the hardware profile", "by_profile": named}
+    if reference == "exact":
+        return {"reference": reference, "comes_from": "computed from the task's own rules"}
     folder = models.shipped_models(task).get(reference)
     if folder is None:
         return {"reference": reference, "comes_from": "not shipped: a folder or the hub"}

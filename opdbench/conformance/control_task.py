@@ -47,7 +47,8 @@ def _check_spaces(task: ControlTask) -> None:
         raw, _ = environment.reset(seed=0)
         require(environment.observation_space.contains(raw), f"the first observation {raw!r} lies outside of its space")
     require(simulators.n_actions >= 2, "there must be two actions at least")
-    require(len(task.student_hidden) > 0, "`student_hidden` must give the widths of the default student")
+    require(all(width > 0 for width in task.student_hidden),
+            "`student_hidden` must give the widths of the default student, or nothing for a table")
 
 
 def _check_seeds(task: ControlTask) -> None:

@@ -48,7 +48,7 @@ class PrefixPolicy(Policy):
         """
         super().__init__()
         self.n_actions = len(TEXT)
-        n_features = self.n_actions if tabular else n_features
+        n_features = self.n_features = self.n_actions if tabular else n_features
         n_prefixes = sum(self.n_actions**length for length in range(LONGEST_INPUT + 1))
         self.table = nn.Parameter(_normal((n_prefixes, n_features), generator))
         self.head = None if tabular else nn.Parameter(_normal((self.n_actions, n_features), generator))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from opdbench.policy import Policy
+from opdbench.rl.search import Move
 from opdbench.task import ControlTask
 
 
@@ -84,6 +85,29 @@ class TabularEnv(gymnasium.Env[NDArray[np.float32], int]):
         return observation
 
 
+class TabularRules:
+    """The same tables for planning; the time limit is no part of them."""
+
+    two_players: bool = False
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.n_actions = tables.n_actions
+
+    def read(self, observation_n: NDArray[Any]) -> NDArray[np.int64]:
+        return observation_n.argmax(1)
+
+    def observe(self, state_n: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.eye(self.tables.n_states, dtype=np.float32)[state_n]
+
+    def legal(self, state_n: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.ones((len(state_n), self.n_actions), np.bool_)
+
+    def step(self, state_n: NDArray[np.int64], action_n: NDArray[np.int64]) -> Move:
+        place = state_n, action_n
+        return Move(self.tables.next_sa[place], self.tables.reward_sa[place], self.tables.end_sa[place])
+
+
 class TabularTask(ControlTask):
     """The control task that `Tables` describe; the corridor by default."""
 
@@ -109,6 +133,9 @@ class TabularTask(ControlTask):
     def make(self) -> gymnasium.Env[Any, Any]:
         return gymnasium.wrappers.TimeLimit(TabularEnv(self.tables), self.tables.horizon)
 
+    def model(self) -> TabularRules:
+        return TabularRules(self.tables)
+
     def checksum(self) -> str:
         tables = self.tables
         content = [tables.next_sa.tolist(), tables.reward_sa.tolist(), tables.end_sa.tolist(), list(tables.starts)]
@@ -126,7 +153,7 @@ class StatePolicy(Policy):
             n_features: H; the number of actions, and no second table, when None.
         """
         super().__init__()
-        self.n_actions = n_actions
+        self.n_actions, self.n_features = n_actions, n_features or n_actions
         self.table = nn.Parameter(torch.empty(n_states, n_features or n_actions, dtype=torch.float64))
         self.head = nn.Parameter(torch.empty(n_actions, n_features, dtype=torch.float64)) if n_features else None
         with torch.no_grad():

@@ -7,9 +7,11 @@ from pathlib import Path
 from opdbench.errors import UserError
 from opdbench.rl.policy import ControlPolicy
 from opdbench.rl.sb3 import load_sb3
+from opdbench.rl.table import TablePolicy, is_table
 
 
-def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool = False) -> ControlPolicy:
+def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool = False
+                ) -> ControlPolicy | TablePolicy:
     """Read a policy folder (policy.json and policy.safetensors) or an SB3 zip, without unpickling anything.
 
     Args:
@@ -21,7 +23,7 @@ def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool
         UserError: neither, or it cannot be read safely.
     """
     if path.is_dir():
-        return ControlPolicy.load(path)
+        return TablePolicy.load(path) if is_table(path) else ControlPolicy.load(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation=activation, trust_pickle=trust_pickle)
     raise UserError(f"{path} is neither a policy folder nor a Stable-Baselines3 zip",

@@ -90,6 +90,7 @@ class ControlPolicy(Policy):
         super().__init__()
         self.architecture = architecture
         self.n_actions = architecture.n_actions
+        self.n_features = architecture.layer_sizes()[-1][0]
         *hidden, head = architecture.layer_sizes()
         self.layers = nn.ModuleList(_linear(*size, gain=sqrt(2), generator=generator) for size in hidden)
         # A small head starts near the uniform policy (PPO's usual initialisation).
@@ -127,6 +128,10 @@ class ControlPolicy(Policy):
         for layer in self.layers:
             x = activate(layer(x))
         return x
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.architecture.layer_sizes())
 
     def project(self, features_nh: Tensor) -> Tensor:
         logits_na: Tensor = self.head(features_nh)

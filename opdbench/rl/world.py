@@ -18,6 +18,7 @@ from opdbench.policy import Policy
 from opdbench.rl.environments import Environments
 from opdbench.rl.policy import Architecture, ControlPolicy
 from opdbench.rl.simulators import Simulators, make_simulators
+from opdbench.rl.table import TablePolicy
 from opdbench.rollouts import Rollouts
 from opdbench.task import ControlTask, Split
 from opdbench.world import Outcome
@@ -50,7 +51,7 @@ class ControlWorld:
         self._seed = seeds.derive(seed, "rollout", "environments")
         self._environments = Environments(make_simulators(task), self._seed)
         for role, policy in (("student", student), ("teacher", teacher)):
-            if isinstance(policy, ControlPolicy):
+            if isinstance(policy, ControlPolicy | TablePolicy):
                 check_fits(policy, self._environments.simulators, f"{role} on {task.id}")
 
     @torch.no_grad()
@@ -127,8 +128,13 @@ class ControlWorld:
             raise UserError(f"the teacher is to act on {self.task.id}, but there is none", "pass one with --teacher")
         read_student = _reader(self.student, n) if actor.uses_student else _nothing
         read_teacher = _reader(self.teacher, n) if actor.uses_teacher and self.teacher else _nothing
-        return lambda observation_b, uniform_bd: actor.act(read_student(observation_b), read_teacher(observation_b),
-                                                           uniform_bd)
+        look = getattr(actor, "look", _nothing)  # see `Actor`
+
+        def decide(observation_b: Tensor, uniform_bd: Tensor) -> Decision:
+            look(observation_b)
+            return actor.act(read_student(observation_b), read_teacher(observation_b), uniform_bd)
+
+        return decide
 
 
 @torch.no_grad()
@@ -146,7 +152,7 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
     """
     n = task.evaluation_episodes if n is None else n
     simulators = make_simulators(task)
-    if isinstance(policy, ControlPolicy):
+    if isinstance(policy, ControlPolicy | TablePolicy):
         check_fits(policy, simulators, f"evaluation on {task.id}")
     generator = seeds.generator(seed, "evaluation", split, mode)
     temperature = 1.0 if mode == "sampled" else 0.0
@@ -187,14 +193,17 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     return returns_n, truncated_n
 
 
-def fresh_student(task: ControlTask, seed: int) -> ControlPolicy:
-    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed."""
+def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
+    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed, or a table
+    where there are no hidden layers."""
     simulators = make_simulators(task)
+    if not task.student_hidden:
+        return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
     architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden))
     return ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
 
 
-def check_fits(policy: ControlPolicy, simulators: Simulators, where: str) -> None:
+def check_fits(policy: ControlPolicy | TablePolicy, simulators: Simulators, where: str) -> None:
     """Raise a UserError when the policy's observations or actions are not the environment's."""
     policy.check_fits(simulators.observation_shape, simulators.n_actions, where)
 

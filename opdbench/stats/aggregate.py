@@ -23,6 +23,19 @@ def interquartile_mean(score_rt: Array) -> float:
     return float(ordered[cut:ordered.size - cut].mean())
 
 
+def geometric_mean(score_t: Sequence[float]) -> float:
+    """Of positive scores, such as percentages of a teacher's: what Rusu et al. 2016 summarise their games by. One game
+    at zero makes it zero, and below zero it means nothing.
+
+    Raises:
+        ValueError: a score is not positive.
+    """
+    scores = np.asarray(score_t, dtype=np.float64)
+    if not (scores > 0).all():
+        raise ValueError(f"a geometric mean needs positive scores, not {scores.min()}")
+    return float(np.exp(np.log(scores).mean()))
+
+
 def optimality_gap(score_rt: Array, target: float = 1.0) -> float:
     """Mean amount by which scores fall short of the target; what lies above it earns nothing."""
     return float(target - np.minimum(score_rt, target).mean())

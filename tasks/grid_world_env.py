@@ -1,0 +1,40 @@
+"""A grid world as a gymnasium environment; apart from the task, so that listing tasks imports no gymnasium."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from opdbench.tasks.grid_world import Grid
+
+
+class GridWorldEnv(gymnasium.Env[NDArray[np.float32], int]):
+    """Observes the cell, one-hot."""
+
+    def __init__(self, grid: Grid, max_episode_steps: int) -> None:
+        self.grid = grid
+        self.max_episode_steps = max_episode_steps
+        self.observation_space = Box(0.0, 1.0, (grid.n_states,), np.float32)
+        self.action_space = Discrete(grid.next_sa.shape[1])  # type: ignore[assignment]
+        self._state, self._steps = grid.start, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None
+              ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        super().reset(seed=seed)
+        self._state, self._steps = self.grid.start, 0
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        self._state, reward, ended = self.grid.step(self._state, int(action), self.np_random.random(2))
+        self._steps += 1
+        return self._observation(), reward, ended, self._steps >= self.max_episode_steps, {}
+
+    def _observation(self) -> NDArray[np.float32]:
+        observation = np.zeros(self.grid.n_states, np.float32)
+        observation[self._state] = 1
+        return observation
