@@ -28,7 +28,7 @@ class QDagger(DQN):  # type: ignore[misc]  # mypy does not see through the mappi
 
     Deviations from the paper:
         G_0 is a random policy's return there; here it is the lowest that any episode had, unless `random_return` says
-        otherwise, so that no game needs a table of scores. CleanRL divides by G_T alone, which is no share where returns
+        otherwise, so that no game needs a table of scores. CleanRL divides by G_T alone, no share where returns
         are negative. The learning rate does not fall with lambda. The teacher's data are fresh play, with the student's
         epsilon, and not its training's replay; it is asked once for every state, and not for every minibatch. With
         coefficient 0 and no pretraining this is `dqn` to the bit.
