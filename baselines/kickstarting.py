@@ -52,7 +52,8 @@ class Kickstarting(PPO):  # type: ignore[misc]  # mypy does not see through the 
         return Needs.FULL if self.teacher_weight(ctx) > 0 else Needs.NOTHING
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        reward, weight = super().loss(rows, ctx), self.teacher_weight(ctx)
+        reward: Loss = super().loss(rows, ctx)
+        weight = self.teacher_weight(ctx)
         if weight == 0:
             return reward
         distance_n = forward_kl(*rows.pair())
