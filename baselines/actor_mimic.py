@@ -30,7 +30,7 @@ class ActorMimic(PolicyDistillation):  # type: ignore[misc]  # mypy does not see
     Deviations from the paper:
         The defaults are the official code's: tau 1, beta 0.01, epsilon 0.1, a replay of 100,000, one update every 4
         steps, and the student as the actor, which its script calls better. Minibatches are 32 states of one
-        task and not 8 of each game, AdamW has its usual moments (the code: betas 0.95), and training starts at once (the
+        task and not 8 of each game, AdamW its usual moments (the code: betas 0.95), training starts at once (the
         code: after 10,000 steps). The logged value is the KL, which has the cross-entropy's gradient.
     """
 

@@ -31,7 +31,7 @@ class DQN(Distiller):
     and the base of `qdagger`, which is this method, to the bit, when its teacher's weight is 0.
 
     Deviations from the paper:
-        AdamW in place of RMSProp. Training starts with the first round. A state whose successor is not in the batch (last of
+        AdamW in place of RMSProp. Training starts with the first round. A state whose successor is unseen (last of
         a segment, a time limit) is not learnt from, and n steps are cut short there: see `opdbench.advantages`.
     """
 
@@ -77,7 +77,7 @@ class DQN(Distiller):
             "return": ahead.return_bt, "weight": ahead.weight_bt, "next_input": next_bt}))
         seen = (~unseen_bt[rollouts.mask_bt]).nonzero()[:, 0]
         if not len(seen):
-            raise UserError(f"no state of step {ctx.step + 1} is followed by another: there is nothing to bootstrap from",
+            raise UserError(f"no state of step {ctx.step + 1} has a successor: there is nothing to bootstrap from",
                             "let segments be longer, such as --set horizon=32")
         self.data.add(states.select(seen))
         return rollouts

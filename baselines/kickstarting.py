@@ -37,7 +37,7 @@ class Kickstarting(PPO):  # type: ignore[misc]  # mypy does not see through the 
     class Params(PPO.Params):  # type: ignore[misc]
         weight: float = Field(1.0, ge=0, description="lambda at the start, of the teacher's term")
         decay: Literal["linear", "exponential", "constant"] = Field(
-            "linear", description="of lambda: to 0 over the share `until` of the budget, a factor `rate` a round, or none")
+            "linear", description="of lambda: to 0 over the share `until` of the budget, by `rate` a round, or none")
         until: float = Field(0.5, gt=0, le=1, description="share of the budget over which `linear` reaches 0")
         rate: float = Field(0.9995, gt=0, lt=1, description="factor a round of `exponential` (NetHack's public code)")
 
@@ -52,7 +52,8 @@ class Kickstarting(PPO):  # type: ignore[misc]  # mypy does not see through the 
         return Needs.FULL if self.teacher_weight(ctx) > 0 else Needs.NOTHING
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        reward, weight = super().loss(rows, ctx), self.teacher_weight(ctx)
+        reward: Loss = super().loss(rows, ctx)
+        weight = self.teacher_weight(ctx)
         if weight == 0:
             return reward
         distance_n = forward_kl(*rows.pair())

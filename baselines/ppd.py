@@ -41,7 +41,8 @@ class PPD(PPO):  # type: ignore[misc]  # mypy does not see through the mapping o
         minibatches: int = Field(2, ge=1, description="optimizer steps a pass")
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        reward, params = super().loss(rows, ctx), self.params
+        reward: Loss = super().loss(rows, ctx)
+        params = self.params
         if params.weight == 0:
             return reward
         ratio_n = (rows.student.logp(rows.action_n) - rows.behaviour_logp_n).exp()

@@ -28,7 +28,7 @@ class QDagger(DQN):  # type: ignore[misc]  # mypy does not see through the mappi
 
     Deviations from the paper:
         G_0 is a random policy's return there; here it is the lowest that any episode had, unless `random_return` says
-        otherwise, so that no game needs a table of scores. CleanRL divides by G_T alone, which is no share where returns
+        otherwise, so that no game needs a table of scores. CleanRL divides by G_T alone, no share where returns
         are negative. The learning rate does not fall with lambda. The teacher's data are fresh play, with the student's
         epsilon, and not its training's replay; it is asked once for every state, and not for every minibatch. With
         coefficient 0 and no pretraining this is `dqn` to the bit.
@@ -65,7 +65,8 @@ class QDagger(DQN):  # type: ignore[misc]  # mypy does not see through the mappi
     def collect(self, ctx: Context) -> Rollouts:
         if self.teacher_plays(ctx):
             return ctx.rollout(EpsilonGreedy("teacher", self.params.epsilon))
-        return super().collect(ctx)
+        played: Rollouts = super().collect(ctx)
+        return played
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
         if self.teacher_plays(ctx):
@@ -75,7 +76,8 @@ class QDagger(DQN):  # type: ignore[misc]  # mypy does not see through the mappi
                 self.student_returns.join(rollouts)
             self.student_returns.add(rollouts)
             self.weight = self.next_weight(ctx.progress)
-        return super().prepare(rollouts, ctx)
+        prepared: Rollouts = super().prepare(rollouts, ctx)
+        return prepared
 
     def next_weight(self, progress: float) -> float:
         """lambda_t."""
@@ -93,7 +95,8 @@ class QDagger(DQN):  # type: ignore[misc]  # mypy does not see through the mappi
         return min(1.0, max(0.0, 1 - (student.mean - random) / (teacher.mean - random)))
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:
-        error, weight = super().loss(rows, ctx), self.weight * self.params.coefficient
+        error: Loss = super().loss(rows, ctx)
+        weight = self.weight * self.params.coefficient
         if weight == 0:
             return error
         distance_n = forward_kl(rows.teacher.tempered(self.params.tau), rows.student.tempered(self.params.tau))

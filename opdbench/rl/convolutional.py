@@ -39,7 +39,7 @@ class ConvArchitecture:
 
 
 # Rusu et al. 2016 (arXiv 1511.06295), table 1 and appendix B: with 18 actions; with the minimal sets of Freeway, Pong
-# and Q*bert; and with those of BeamRider, Breakout, Enduro, Freeway, Ms. Pac-Man, Pong, Q*bert, Seaquest, River Raid and
+# and Q*bert; with those of BeamRider, Breakout, Enduro, Freeway, Ms. Pac-Man, Pong, Q*bert, Seaquest, River Raid and
 # Space Invaders.
 RUSU = {
     "teacher": ConvArchitecture((32, 64, 64), 512, (18,)),

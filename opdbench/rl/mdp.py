@@ -51,7 +51,9 @@ class MDP:
 
     def visits(self, policy_sa: Floats, discount: float = 1.0) -> Floats:
         """Expected (discounted) number of visits [S] in one episode."""
-        return np.linalg.solve(np.eye(self.n_states) - discount * self._flow(policy_sa).T, self.start_s)
+        visits_s: Floats = np.linalg.solve(np.eye(self.n_states) - discount * self._flow(policy_sa).T, self.start_s
+                                           ).astype(np.float64)
+        return visits_s
 
     def expected_return(self, policy_sa: Floats, discount: float = 1.0) -> float:
         """Of one episode. Undiscounted, every episode must end: a policy that never ends has no such number."""
@@ -66,5 +68,6 @@ class MDP:
 def boltzmann(q_sa: Any, temperature: float) -> Floats:
     """softmax(Q / temperature) [S, A]."""
     logits_sa = np.asarray(q_sa, np.float64) / temperature
-    p_sa: Floats = np.exp(logits_sa - logits_sa.max(1, keepdims=True))
-    return p_sa / p_sa.sum(1, keepdims=True)
+    weight_sa: Floats = np.exp(logits_sa - logits_sa.max(1, keepdims=True))
+    p_sa: Floats = weight_sa / weight_sa.sum(1, keepdims=True)
+    return p_sa

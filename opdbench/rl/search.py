@@ -89,7 +89,8 @@ class Tree:
     def policy_ba(self) -> Floats:
         """Visit counts of the roots as probabilities [B, A]: the improved policy."""
         visits_ba = self.visits_bma[:, 0]
-        return visits_ba / visits_ba.sum(1, keepdims=True)
+        policy_ba: Floats = visits_ba / visits_ba.sum(1, keepdims=True)
+        return policy_ba
 
     @property
     def value_b(self) -> Floats:
@@ -118,7 +119,8 @@ class Tree:
         mean_ka = self._total_bma[b_k, node_k] / np.maximum(visits_ka, 1)
         root_k1 = np.sqrt(np.maximum(visits_ka.sum(1, keepdims=True), 1))
         score_ka = mean_ka + self._exploration * prior_ka * root_k1 / (1 + visits_ka)
-        return np.where(prior_ka > 0, score_ka, -np.inf).argmax(1)  # an illegal action has no prior
+        best_k: NDArray[np.int64] = np.where(prior_ka > 0, score_ka, -np.inf).argmax(1)  # illegal ones have no prior
+        return best_k
 
     def _expand(self, node_b: NDArray[np.int64], action_b: NDArray[np.int64]) -> Floats:
         """Take the leaves' actions where they are new; returns the value [B] of what they lead to, for its mover."""
