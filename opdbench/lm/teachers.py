@@ -62,7 +62,7 @@ class LanguageRoute(SeveralLanguage):
     def __init__(self, parts: Sequence[LanguagePolicy], input_bt: Tensor, field: str, values: Sequence[str],
                  share: Sequence[float]) -> None:
         super().__init__(parts, input_bt)
-        self.field, self.values, self.share = field, tuple(values), tuple(share)
+        self.field, self.routes, self.share = field, tuple(values), tuple(share)
         self.width = max(width for width, _ in self._forms)
         self.widest_dtype = functools.reduce(torch.promote_types, (dtype for _, dtype in self._forms))
 
@@ -72,10 +72,10 @@ class LanguageRoute(SeveralLanguage):
     def route(self, example: Example) -> int:
         """The number of the problem's teacher."""
         value = str(example.meta.get(self.field))
-        if value not in self.values:
+        if value not in self.routes:
             raise UserError(f"there is no teacher for {self.field} = {value}, which problem {example.id} has",
                             f"add {value}=MODEL to --teacher route:{self.field}:...")
-        return self.values.index(value)
+        return self.routes.index(value)
 
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
         raise TypeError("a route does not know whose problems these are: ask what `on(examples)` gives")
