@@ -110,7 +110,7 @@ class TicTacToe(ControlTask):
     env_id: ClassVar[str] = "tic-tac-toe"
     max_episode_steps: ClassVar[int] = 5
     training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 32, "horizon": 8}
-    budget: ClassVar[Mapping[str, float]] = {"tokens": 25_600}
+    budget: ClassVar[Mapping[str, float]] = {"tokens": 51_200}
 
     class Params(Task.Params):
         opponent: Literal["mixed", "random", "perfect"] = Field(
