@@ -16,7 +16,7 @@ from opdbench.rl.search import Floats, States, Tree
 from opdbench.rollouts import Rollouts
 
 
-class AlphaZero(ExIt):
+class AlphaZero(ExIt):  # type: ignore[misc]  # mypy cannot follow the mapping of opdbench.baselines
     """Policy and value learn from a search that they guide themselves: no teacher, no random games to the end.
 
         act:  a ~ n(s, .)^(1 / tau), visit counts of a search with prior pi and leaf values v
@@ -34,7 +34,7 @@ class AlphaZero(ExIt):
     name: ClassVar[str] = "alphazero"
     paper: ClassVar[str] = "Silver et al., Science 2018 (arXiv 1712.01815); Silver et al., Nature 2017, methods"
 
-    class Params(ExIt.Params):
+    class Params(ExIt.Params):  # type: ignore[misc]
         noise: float = Field(1.0, ge=0, description="concentration of the roots' Dirichlet noise; 0 is none")
         value_lr: float = Field(3e-3, gt=0, description="learning rate of v")
         value_hidden: int = Field(128, ge=0, description="hidden units of v")

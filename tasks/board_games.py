@@ -42,7 +42,8 @@ class Rules:
         return np.concatenate([state_n > 0, state_n < 0], axis=1).astype(np.float32)
 
     def legal(self, state_n: Boards) -> NDArray[np.bool_]:
-        return state_n == 0
+        free_n: NDArray[np.bool_] = state_n == 0
+        return free_n
 
     def step(self, state_n: Boards, action_n: NDArray[np.int64]) -> Move:
         from opdbench.rl.search import Move
@@ -119,7 +120,8 @@ class TicTacToe(ControlTask):
     def make(self) -> gymnasium.Env[Any, Any]:
         from opdbench.tasks.board_game_env import TicTacToeEnv
 
-        return TicTacToeEnv(self.params.opponent)
+        env: gymnasium.Env[Any, Any] = TicTacToeEnv(self.params.opponent)
+        return env
 
     def model(self) -> Model:
         return Rules()
@@ -132,7 +134,8 @@ class TicTacToe(ControlTask):
 
         value_ca = np.nan_to_num(solved(), nan=-np.inf)
         best_ca = (value_ca == value_ca.max(1, keepdims=True)) & np.isfinite(value_ca)
-        return BoardPolicy(torch.from_numpy(np.where(best_ca, 0.0, NEVER)).float())
+        player: Policy = BoardPolicy(torch.from_numpy(np.where(best_ca, 0.0, NEVER)).float())
+        return player
 
     def checksum(self) -> str:
         source = Path(__file__).with_name("board_game_env.py").read_bytes() + Path(__file__).read_bytes()

@@ -145,7 +145,8 @@ class GridWorld(ControlTask):
     def make(self) -> gymnasium.Env[Any, Any]:
         from opdbench.tasks.grid_world_env import GridWorldEnv
 
-        return GridWorldEnv(self.grid, self.max_episode_steps)
+        env: gymnasium.Env[Any, Any] = GridWorldEnv(self.grid, self.max_episode_steps)
+        return env
 
     def exact_teacher(self) -> Policy:
         import torch

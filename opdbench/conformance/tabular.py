@@ -95,7 +95,8 @@ class TabularRules:
         self.n_actions = tables.n_actions
 
     def read(self, observation_n: NDArray[Any]) -> NDArray[np.int64]:
-        return observation_n.argmax(1)
+        state_n: NDArray[np.int64] = observation_n.argmax(1)
+        return state_n
 
     def observe(self, state_n: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.eye(self.tables.n_states, dtype=np.float32)[state_n]
