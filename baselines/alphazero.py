@@ -16,7 +16,7 @@ from opdbench.rl.search import Floats, States, Tree
 from opdbench.rollouts import Rollouts
 
 
-class AlphaZero(ExIt):  # type: ignore[misc]
+class AlphaZero(ExIt):  # type: ignore[misc]  # mypy cannot follow the mapping of opdbench.baselines
     """Policy and value learn from a search that they guide themselves: no teacher, no random games to the end.
 
         act:  a ~ n(s, .)^(1 / tau), visit counts of a search with prior pi and leaf values v

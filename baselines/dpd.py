@@ -141,7 +141,7 @@ class DPD(Distiller):
     def _teacher_values(self, rollouts: Rollouts, ctx: Context) -> Tensor:
         assert ctx.world.teacher is not None
         features_bth = rollouts.columns[TEACHER_FEATURES]
-        return ctx.world.teacher.values(features_bth.flatten(0, 1)).view(features_bth.shape[:2])
+        return ctx.world.teacher.state_values(features_bth.flatten(0, 1)).view(features_bth.shape[:2])
 
     def state_dict(self) -> dict[str, Any]:
         return {"critic": self.critic.state_dict()}

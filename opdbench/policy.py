@@ -46,7 +46,7 @@ class Policy(nn.Module, ABC):
     def project(self, features_nh: Tensor) -> Tensor:
         """Logits [N, A] (float32 or wider) of features [N, H]."""
 
-    def values(self, features_nh: Tensor) -> Tensor:
+    def state_values(self, features_nh: Tensor) -> Tensor:
         """The expected return [N] of the policy itself from states with these features, where it knows it.
 
         Raises:

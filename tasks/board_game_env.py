@@ -55,8 +55,8 @@ class TicTacToeEnv(gymnasium.Env[NDArray[np.float32], int]):
         return int(self.np_random.choice(np.flatnonzero(allowed_a)))
 
     def _observation(self) -> NDArray[np.float32]:
-        observation: NDArray[np.float32] = self._rules.observe(self._board[None])[0]
-        return observation
+        seen: NDArray[np.float32] = self._rules.observe(self._board[None])[0]
+        return seen
 
 
 class BoardPolicy(Policy):

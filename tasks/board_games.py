@@ -42,7 +42,8 @@ class Rules:
         return np.concatenate([state_n > 0, state_n < 0], axis=1).astype(np.float32)
 
     def legal(self, state_n: Boards) -> NDArray[np.bool_]:
-        return np.equal(state_n, 0)
+        free_n: NDArray[np.bool_] = state_n == 0
+        return free_n
 
     def step(self, state_n: Boards, action_n: NDArray[np.int64]) -> Move:
         from opdbench.rl.search import Move
@@ -110,7 +111,7 @@ class TicTacToe(ControlTask):
     env_id: ClassVar[str] = "tic-tac-toe"
     max_episode_steps: ClassVar[int] = 5
     training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "batch": 32, "horizon": 8}
-    budget: ClassVar[Mapping[str, float]] = {"tokens": 25_600}
+    budget: ClassVar[Mapping[str, float]] = {"tokens": 51_200}
 
     class Params(Task.Params):
         opponent: Literal["mixed", "random", "perfect"] = Field(
@@ -133,8 +134,8 @@ class TicTacToe(ControlTask):
 
         value_ca = np.nan_to_num(solved(), nan=-np.inf)
         best_ca = (value_ca == value_ca.max(1, keepdims=True)) & np.isfinite(value_ca)
-        teacher: Policy = BoardPolicy(torch.from_numpy(np.where(best_ca, 0.0, NEVER)).float())
-        return teacher
+        player: Policy = BoardPolicy(torch.from_numpy(np.where(best_ca, 0.0, NEVER)).float())
+        return player
 
     def checksum(self) -> str:
         source = Path(__file__).with_name("board_game_env.py").read_bytes() + Path(__file__).read_bytes()

@@ -50,8 +50,8 @@ class TablePolicy(Policy):
     def project(self, features_nh: Tensor) -> Tensor:
         return features_nh @ self.table
 
-    def values(self, features_nh: Tensor) -> Tensor:
-        return super().values(features_nh) if self.value_s is None else features_nh @ self.value_s
+    def state_values(self, features_nh: Tensor) -> Tensor:
+        return super().state_values(features_nh) if self.value_s is None else features_nh @ self.value_s
 
     def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str) -> None:
         """Raise a UserError where there are other states or actions."""

@@ -84,4 +84,4 @@ def test_a_table_is_read_back_and_fits_its_task_only(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_policy(tmp_path / "table")
     with pytest.raises(UserError, match="knows no values"):
-        fresh_student(task(size=5), 0).values(torch.eye(25))
+        fresh_student(task(size=5), 0).state_values(torch.eye(25))
