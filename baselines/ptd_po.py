@@ -40,7 +40,7 @@ class PTDPO(GRPO):  # type: ignore[misc]  # mypy does not see through the mappin
     needs: ClassVar[Needs] = Needs.NOTHING
     domains: ClassVar[frozenset[str]] = frozenset({"lm"})
     own_teacher: ClassVar[bool] = True
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {"support": "student"}, "4b": {"coefficient": 0.5}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"code": {"method.support": "student"}, "4b": {"coefficient": 0.5}}
 
     class Params(GRPO.Params):  # type: ignore[misc]
         kl_coefficient: float = Field(0.01, ge=0, description="of k3 to the starting student, in the other groups")

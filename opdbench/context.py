@@ -165,6 +165,8 @@ class Context:
         already (replayed ones) are not asked about again."""
         if needs in (Needs.NOTHING, Needs.TEXT) or _COLUMNS[needs] in rollouts.columns:
             return rollouts
+        if self.world.oracle is not None and needs == Needs.FULL and TEACHER_TOPK_ID in rollouts.columns:
+            return rollouts
         return rollouts.with_columns(per_step=self._answer(rollouts, needs, None))
 
     @torch.no_grad()
@@ -280,8 +282,6 @@ class Context:
 
     def _ask(self, oracle: Oracle, rollouts: Rollouts, needs: Needs) -> dict[str, Tensor]:
         """`score` by a teacher that is asked: its most likely actions stand for the whole distribution."""
-        if needs == Needs.FULL and TEACHER_TOPK_ID in rollouts.columns:
-            return {}
         answer = oracle.columns(rollouts, needs, self.training.top_k)
         self.ledger.teacher_scored += answer.n_asked
         self.ledger.teacher_cached += answer.n_cached

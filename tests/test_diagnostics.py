@@ -25,9 +25,11 @@ def test_every_step_logs_what_a_collapse_shows_in(name: str) -> None:
     cls = registry.load("method", name)
     trainer = Trainer(make(cls), context(small_language(), budget=Budget(steps=8), top_k=2))
     for figures in (trainer.step(), trainer.step()):
-        assert figures.keys() >= WATCHED and all(math.isfinite(figures[name]) for name in WATCHED)
+        skipped = figures.get("empty_minibatches", 0) > 0  # a method that left no row in has no update to watch
+        watched = WATCHED - {"loss", "entropy"} if skipped else WATCHED
+        assert figures.keys() >= watched and all(math.isfinite(figures[name]) for name in watched)
         assert 0 <= figures["student_share"] <= 1 and 0 < figures["top_k_mass"] < 1
-        assert ("sampler_gap" in figures) == (figures["student_share"] > 0)
+        assert skipped or ("sampler_gap" in figures) == (figures["student_share"] > 0)
 
 
 def test_the_top_k_mass_is_the_students_on_the_teachers_likely_actions() -> None:
