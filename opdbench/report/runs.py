@@ -215,6 +215,8 @@ def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
     for mode in stated.keys() | recomputed.keys():
         if not _equal(stated.get(mode), recomputed.get(mode)):
             raise UserError(f"the raw outcomes {phase} do not make the {mode} score that the record states")
+    if len(found) != file.n:
+        raise UserError(f"there are {len(found)} raw outcomes {phase}, and the record says {file.n}")
     return found
 
 
