@@ -9,15 +9,16 @@ from pydantic import Field
 from opdbench.actors import Student
 from opdbench.context import Context
 from opdbench.copies import SelfTeacher
-from opdbench.distiller import Distiller, Loss, Needs, Standing
+from opdbench.distiller import Loss, Standing
 from opdbench.divergences import generalized_jsd, reverse_kl
 from opdbench.privilege import informed, outcome, siblings
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
+from opdbench.self_taught import SelfTaught
 from opdbench.task import NoteKind
 
 
-class MOPDPeers(Distiller):
+class MOPDPeers(SelfTaught):
     """Attempts at one prompt teach each other: what worked and what did not make a model its own better teacher.
 
         L = E_{y ~ q(. | x)} sum_t D( p(. | x, y+, y-, y_<t) , q(. | x, y_<t) ),   p = q before the step
@@ -34,12 +35,9 @@ class MOPDPeers(Distiller):
     name: ClassVar[str] = "mopd-peers"
     paper: ClassVar[str] = "MOPD 2026, peers (arXiv 2605.12652); from notes"
     standing: ClassVar[Standing] = "unspecified"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
-    class Params(Distiller.Params):
+    class Params(SelfTaught.Params):
         approximate: bool = Field(False, description="run it although parts of it are ours")
         group: int = Field(8, ge=2, description="answers to each prompt; divides the batch")
         divergence: Literal["reverse_kl", "jsd"] = Field("reverse_kl", description="D")
@@ -72,12 +70,3 @@ class MOPDPeers(Distiller):
         if self.params.divergence == "reverse_kl":
             return Loss(reverse_kl(teacher, student))
         return Loss(generalized_jsd(teacher, student, self.params.beta))
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])

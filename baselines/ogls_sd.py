@@ -13,16 +13,17 @@ from opdbench.actors import Student
 from opdbench.advantages import decisions_to_go
 from opdbench.context import Context
 from opdbench.copies import SelfTeacher
-from opdbench.distiller import Distiller, Loss, Needs, Standing
+from opdbench.distiller import Loss, Standing
 from opdbench.divergences import negative_log_likelihood
 from opdbench.privilege import informed, outcome, siblings
 from opdbench.rollouts import Rollouts, Source
 from opdbench.rows import TEACHER_FEATURES, Rows
+from opdbench.self_taught import SelfTaught
 
 RIGHT, WRONG = "right_features", "wrong_features"
 
 
-class OGLSSD(Distiller):
+class OGLSSD(SelfTaught):
     """Reading a right attempt instead of a wrong one moves the logits; a step further in that direction is a teacher.
 
         z~ = z + strength ( z(x, y+) - z(x, y-) ),   p = softmax(z~),   z the student's own logits before the step
@@ -39,11 +40,8 @@ class OGLSSD(Distiller):
     name: ClassVar[str] = "ogls-sd"
     paper: ClassVar[str] = "OGLS-SD 2026 (arXiv 2605.12400); from notes"
     standing: ClassVar[Standing] = "unspecified"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
 
-    class Params(Distiller.Params):
+    class Params(SelfTaught.Params):
         approximate: bool = Field(False, description="run it although parts of it are ours")
         group: int = Field(8, ge=2, description="answers to each prompt; divides the batch")
         strength: float = Field(1.0, ge=0, description="how far beyond its own logits the teacher steps")
@@ -103,12 +101,3 @@ class OGLSSD(Distiller):
         corrected_n = terms_na.clamp(max=self.params.clip).sum(-1)
         return Loss(torch.where(rows.columns["right"], value_n, corrected_n),
                     {"steered": (~rows.columns["right"]).double()})
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])

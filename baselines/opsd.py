@@ -12,16 +12,17 @@ from torch import Tensor
 from opdbench.actors import Student
 from opdbench.context import Context
 from opdbench.copies import SelfTeacher
-from opdbench.distiller import Distiller, Loss, Needs
+from opdbench.distiller import Loss
 from opdbench.distributions import Categorical
 from opdbench.policy_gradient import reinforce
 from opdbench.privilege import told
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
+from opdbench.self_taught import SelfTaught
 from opdbench.task import NoteKind
 
 
-class OPSD(Distiller):
+class OPSD(SelfTaught):
     """A model that is shown the solution y* judges its own attempts better than without: its own teacher, and dense.
 
         L = E_{(x, y*)} E_{y ~ q(. | x)} 1/|y| sum_t sum_v min( D_v( p(. | x, y*, y_<t) , q(. | x, y_<t) ), clip )
@@ -39,15 +40,12 @@ class OPSD(Distiller):
 
     name: ClassVar[str] = "opsd"
     paper: ClassVar[str] = "Zhao et al. 2026, Self-Distilled Reasoner (arXiv 2601.18734 v3), section 3"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "code": {"divergence": "jsd", "clip": None, "temperature": 1.1, "loss_temperature": 1.1}}
     notes: ClassVar[tuple[NoteKind, ...]] = ("solution",)
 
-    class Params(Distiller.Params):
+    class Params(SelfTaught.Params):
         divergence: Literal["forward_kl", "reverse_kl", "jsd", "sampled"] = Field(
             "forward_kl", description="D; `sampled` is a policy gradient with the log-ratio as advantage, unclipped")
         clip: float | None = Field(0.05, gt=0, description="the most that one action adds to D; None: no limit")
@@ -88,15 +86,6 @@ class OPSD(Distiller):
         logm_na = torch.logaddexp(teacher.logp_na + math.log(beta), student.logp_na + math.log1p(-beta))
         middle_na: Tensor = beta * _term(teacher.logp_na, logm_na) + (1 - beta) * _term(student.logp_na, logm_na)
         return middle_na
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
 
 
 def _term(logp_na: Tensor, logq_na: Tensor) -> Tensor:

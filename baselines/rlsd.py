@@ -14,10 +14,11 @@ from opdbench.distiller import Needs
 from opdbench.privilege import told
 from opdbench.rollouts import Rollouts
 from opdbench.rows import TEACHER_LOGP, Rows
+from opdbench.self_taught import SelfTaught
 from opdbench.task import NoteKind
 
 
-class RLSD(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping of baselines/
+class RLSD(SelfTaught, GRPO):  # type: ignore[misc]  # mypy does not see through the mapping of baselines/
     """Self-distillation leaks what only the teacher knows; used as a weight it moves credit and never its direction.
 
         A_t = A [ (1 - lambda) + lambda clip(w_t, 1 - eps_w, 1 + eps_w) ],   A = (r - mean) / std in the group
@@ -32,9 +33,6 @@ class RLSD(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping
 
     name: ClassVar[str] = "rlsd"
     paper: ClassVar[str] = "RLSD 2026 (arXiv 2604.03128), token-level credit from a privileged self-teacher"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     class Params(GRPO.Params):  # type: ignore[misc]
@@ -62,16 +60,6 @@ class RLSD(GRPO):  # type: ignore[misc]  # mypy does not see through the mapping
         gap_bt = rollouts.columns[TEACHER_LOGP] - ctx.per_row(rollouts, _logp)
         advantage_bt = weighted(rollouts.columns["advantage"], gap_bt, weight, self.params.weight_clip)
         return rollouts.with_columns(per_step={"advantage": advantage_bt})
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.teacher.load_state_dict(state["teacher"])
 
 
 def weighted(advantage: Tensor, gap: Tensor, weight: float, limit: float) -> Tensor:

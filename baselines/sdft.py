@@ -12,15 +12,16 @@ from opdbench.actors import Student
 from opdbench.advantages import decisions_to_go
 from opdbench.context import Context
 from opdbench.copies import SelfTeacher
-from opdbench.distiller import Distiller, Loss, Needs, Standing
+from opdbench.distiller import Loss, Standing
 from opdbench.divergences import forward_kl, reverse_kl
 from opdbench.privilege import told
 from opdbench.rollouts import Rollouts, Source
 from opdbench.rows import Rows
+from opdbench.self_taught import SelfTaught
 from opdbench.task import NoteKind
 
 
-class SDFT(Distiller):
+class SDFT(SelfTaught):
     """A model that is shown a demonstration is a teacher close to itself: imitating that forgets less than SFT does.
 
         L = E_{(x, d)} E_{y ~ q(. | x)} sum_{t > 3} KL( p(. | x, d, y_<t) || q(. | x, y_<t) )
@@ -37,13 +38,10 @@ class SDFT(Distiller):
     name: ClassVar[str] = "sdft"
     paper: ClassVar[str] = "Shenfeld et al. 2026 (arXiv 2601.19897); authors' notes on the code's defaults"
     standing: ClassVar[Standing] = "from notes"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"text": {"divergence": "reverse_kl"}}
 
-    class Params(Distiller.Params):
+    class Params(SelfTaught.Params):
         divergence: Literal["forward_kl", "reverse_kl"] = Field("forward_kl", description="of the teacher's side first")
         rate: float = Field(0.01, ge=0, le=1, description="how fast the teacher follows the student")
         skip: int = Field(3, ge=0, description="first decisions of every answer that are left out")
@@ -68,12 +66,3 @@ class SDFT(Distiller):
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         divergence = forward_kl if self.params.divergence == "forward_kl" else reverse_kl
         return Loss(divergence(*rows.pair()))
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])

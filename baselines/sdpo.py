@@ -9,18 +9,19 @@ from pydantic import Field, model_validator
 from opdbench.actors import Student
 from opdbench.context import Context
 from opdbench.copies import SelfTeacher
-from opdbench.distiller import Distiller, Loss, Needs
+from opdbench.distiller import Loss
 from opdbench.divergences import forward_kl, generalized_jsd, reverse_kl
 from opdbench.errors import UserError
 from opdbench.policy_gradient import reinforce
 from opdbench.privilege import feedback, informed, outcome, siblings
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
+from opdbench.self_taught import SelfTaught
 from opdbench.support import Comparison, Kind, Tail
 from opdbench.task import NoteKind
 
 
-class SDPO(Distiller):
+class SDPO(SelfTaught):
     """A sibling that succeeded, or what the environment said, turns a single bit of reward into a dense signal.
 
         L = mean_t w_t [ (1 - alpha) KL(q || m) + alpha KL(p || m) ],   m = (1 - alpha) q + alpha p,
@@ -38,12 +39,9 @@ class SDPO(Distiller):
 
     name: ClassVar[str] = "sdpo"
     paper: ClassVar[str] = "Hübotter et al. 2026 (arXiv 2601.20802), objective; official core_algos.py"
-    needs: ClassVar[Needs] = Needs.NOTHING
-    domains: ClassVar[frozenset[str]] = frozenset({"lm"})
-    own_teacher: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"trl": {"estimator": "sampled", "alpha": 1.0}}
 
-    class Params(Distiller.Params):
+    class Params(SelfTaught.Params):
         alpha: float = Field(0.5, ge=0, le=1, description="the teacher's share of m; 0: forward KL, 1: reverse KL")
         estimator: Literal["distribution", "sampled"] = Field(
             "distribution", description="compare distributions, or only the tokens that were written (alpha = 1)")
@@ -103,12 +101,3 @@ class SDPO(Distiller):
                        else generalized_jsd(*sides, params.alpha))
         ratio_n = (logq_n.detach() - rows.behaviour_logp_n).exp()
         return Loss(ratio_n.clamp(max=params.ratio) * value_n, {"importance_ratio": ratio_n})
-
-    def after_step(self, ctx: Context) -> None:
-        self.teacher.follow(ctx.student, ctx.step + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"teacher": self.teacher.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
