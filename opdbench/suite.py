@@ -20,6 +20,7 @@ from opdbench.schema.suite import Suite
 from opdbench.store import read_record, write_atomically
 
 Say = Callable[[str], None]
+Scores = dict[float, float | None]  # on validation, by value of the tuned setting; None: that run failed
 
 
 class Job(NamedTuple):
@@ -56,26 +57,30 @@ class Choice(NamedTuple):
 def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs: int, known: dict[str, Any],
          say: Say) -> dict[tuple[str, str], Choice]:
     """The best value of the tuned setting for each (task, arm): the highest greedy validation score when the budget is
-    spent; the smaller value where two are equal. What `known` (an earlier `choices_as_json`) has is not run again."""
+    spent, in the mean over the tasks where the suite tunes jointly (`places` then holds all of an arm's); the smaller
+    value where two are equal. What `known` (an earlier `choices_as_json`) has is not run again."""
     assert suite.tune is not None
     grid = suite.tune.values
-    found = {place: choice for place in places if (choice := _known(known, place, grid)) is not None}
     extra = ("evaluation.examples=2", "evaluation.sampled=false", "evaluation.curve_points=1",
              f"evaluation.curve_examples={suite.tune.examples}")
+    scores = {place: earlier for place in places if (earlier := _known(known, place, grid)) is not None}
     wanted = [job(suite, task, arm, suite.tune.seed, value, results, extra)
-              for task, arm in places if (task, arm) not in found for value in grid]
-    scores: dict[tuple[str, str], dict[str, float | None]] = {}
+              for task, arm in places if (task, arm) not in scores for value in grid]
     for done in run_all(wanted, jobs=jobs, say=say):
         score = None
         if done.status == "completed" and done.record is not None:
             score = float(read_record(done.record).validation[-1]["score"])
-        scores.setdefault((done.job.task, done.job.arm), {})[f"{done.job.value:g}"] = score
-    for place, by_value in scores.items():
-        ordered = {f"{value:g}": by_value.get(f"{value:g}") for value in grid}
-        scored = [(score, -value) for value in grid if (score := ordered[f"{value:g}"]) is not None]
-        if scored:
-            found[place] = Choice(-max(scored)[1], ordered)
-    return found
+        assert done.job.value is not None
+        scores.setdefault((done.job.task, done.job.arm), {})[done.job.value] = score
+    return {place: Choice(value, {f"{one:g}": scores[place].get(one) for one in grid}) for place in places
+            if (value := _best(grid, [scores[other] for other in suite.tuned_with(*place)])) is not None}
+
+
+def _best(grid: Sequence[float], scores: Sequence[Scores]) -> float | None:
+    """The value of the highest mean score over the places, among those that failed in none of them."""
+    means = [(sum(found) / len(scores), -value) for value in grid
+             if len(found := [score for one in scores if (score := one.get(value)) is not None]) == len(scores)]
+    return -max(means)[1] if means else None
 
 
 def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, results: Path,
@@ -127,7 +132,7 @@ def _run(one: Job, *, threads: int) -> Done:
 def choices_as_json(suite: Suite, choices: dict[tuple[str, str], Choice]) -> dict[str, Any]:
     assert suite.tune is not None
     return {"key": suite.tune.key, "grid": suite.tune.values, "seed": suite.tune.seed,
-            "validation_examples": suite.tune.examples,
+            "validation_examples": suite.tune.examples, "joint": suite.tune.joint,
             "choices": {f"{task}/{arm}": {"value": choice.value, "scores": choice.scores}
                         for (task, arm), choice in sorted(choices.items())}}
 
@@ -137,8 +142,8 @@ def save_choices(path: Path, suite: Suite, choices: dict[tuple[str, str], Choice
     write_atomically(path, (json.dumps(choices_as_json(suite, choices), indent=1) + "\n").encode())
 
 
-def _known(known: dict[str, Any], place: tuple[str, str], grid: Sequence[float]) -> Choice | None:
+def _known(known: dict[str, Any], place: tuple[str, str], grid: Sequence[float]) -> Scores | None:
     entry = known.get("choices", {}).get("/".join(place))
     if entry is None or list(entry["scores"]) != [f"{value:g}" for value in grid]:
         return None
-    return Choice(entry["value"], entry["scores"])
+    return {value: entry["scores"][f"{value:g}"] for value in grid}

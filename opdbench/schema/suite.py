@@ -33,12 +33,14 @@ class Arm(Frozen):
 
 
 class Tuning(Frozen):
-    """One setting, chosen for each method and task from one grid, on validation problems and a seed of its own."""
+    """One setting, chosen for each method from one grid, on validation problems and a seed of its own."""
 
     key: str = Field("lr", description="the setting")
     values: list[float] = Field(min_length=2, description="the grid, the same for all")
     seed: int = Field(ge=0, description="not one of the suite's seeds")
     examples: int = Field(200, ge=1, description="validation problems, answered greedily when the budget is spent")
+    joint: bool = Field(False, description="one value for all tasks of an arm, the one of the highest mean score, "
+                                            "instead of one for each task")
 
 
 class Suite(Frozen):
@@ -49,6 +51,11 @@ class Suite(Frozen):
     tasks: dict[str, Where]
     arms: dict[str, Arm]
     tune: Tuning | None = None
+
+    def tuned_with(self, task: str, arm: str) -> list[tuple[str, str]]:
+        """(task, arm), the pairs whose scores choose this one's setting."""
+        joint = self.tune is not None and self.tune.joint
+        return [place for place in self.places() if place[1] == arm and (joint or place[0] == task)]
 
     def places(self) -> list[tuple[str, str]]:
         """(task, arm), every pair that the suite runs."""
