@@ -184,6 +184,7 @@ class ControlTask(Task):
     max_episode_steps: ClassVar[int]
     evaluation_episodes: ClassVar[int] = 100
     student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
+    student_scale: ClassVar[Sequence[float] | None] = None  # what a fresh network divides each observed number by
 
     @abstractmethod
     def make(self) -> gymnasium.Env[Any, Any]:

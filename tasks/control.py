@@ -88,6 +88,7 @@ class MountainCar(GymControl):
     protocol = ("Undiscounted return of full episodes, minus one a step until the car is at the flag, cut off at 200. "
                 "Episode k always starts from the same state; the first episode of each counts.")
     teacher = "mountain-car/teacher"  # pushes the way that the car moves; written down, not trained
+    student_scale: ClassVar[Sequence[float]] = (1.2, 0.07)  # the bounds: a network cannot see speeds of a hundredth
     env_id = "MountainCar-v0"
     max_episode_steps = 200
     student_hidden: ClassVar[Sequence[int]] = (16,)

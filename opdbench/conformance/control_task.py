@@ -49,6 +49,8 @@ def _check_spaces(task: ControlTask) -> None:
     require(simulators.n_actions >= 2, "there must be two actions at least")
     require(all(width > 0 for width in task.student_hidden),
             "`student_hidden` must give the widths of the default student, or nothing for a table")
+    require(task.student_scale is None or np.shape(task.student_scale) == simulators.observation_shape,
+            "`student_scale` must give one number for every number that is observed")
 
 
 def _check_seeds(task: ControlTask) -> None:

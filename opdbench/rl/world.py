@@ -24,6 +24,7 @@ from opdbench.task import ControlTask, Split
 from opdbench.world import Outcome
 
 EVALUATION_STREAM = 2_011  # apart from every run's seed: episode k is the same problem in every run
+FRESH_CLIP = 10.0  # on observations that a task scales; VecNormalize's
 PARALLEL_EPISODES = 128
 
 
@@ -199,8 +200,12 @@ def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
     simulators = make_simulators(task)
     if not task.student_hidden:
         return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
-    architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden))
-    return ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
+    architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden),
+                                observation_clip=None if task.student_scale is None else FRESH_CLIP)
+    policy = ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
+    if task.student_scale is not None:
+        policy.observation_scale.copy_(1 / torch.tensor(task.student_scale))
+    return policy
 
 
 def check_fits(policy: ControlPolicy | TablePolicy, simulators: Simulators, where: str) -> None:
