@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from opdbench.errors import UserError, unknown
+from opdbench.schema import shipped
 from opdbench.schema.spec import Frozen
 
 STAGE = re.compile(r"stage:([a-z0-9-]+)")  # in a student or a teacher: the student that this stage left
@@ -64,8 +61,7 @@ class OuterRecipe(Frozen):
 
 def names() -> list[str]:
     """The recipes that come with opdbench."""
-    return sorted(file.name.removesuffix(".yaml") for file in (files("opdbench.configs") / "recipes").iterdir()
-                  if file.name.endswith(".yaml"))
+    return shipped.names("recipes")
 
 
 def read(reference: str) -> tuple[str, OuterRecipe]:
@@ -74,21 +70,5 @@ def read(reference: str) -> tuple[str, OuterRecipe]:
     Raises:
         UserError: there is none, or it says something that a recipe cannot say.
     """
-    path = Path(reference)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"there is no recipe file {path}", "pass the name of a shipped recipe, or a YAML file")
-        name, text = path.stem, path.read_text()
-    elif reference in names():
-        name, text = reference, (files("opdbench.configs") / "recipes" / f"{reference}.yaml").read_text()
-    else:
-        raise unknown("recipe", reference, names())
-    try:
-        content: Any = yaml.safe_load(text)
-        return name, OuterRecipe.model_validate(content)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {reference} is not YAML: {str(error).splitlines()[0]}", "mend the file") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"recipe {reference}: {place or 'the file'}: {first['msg']}", "mend the file") from error
+    name, text = shipped.by_reference("recipes", "recipe", reference)
+    return name, shipped.parse(OuterRecipe, text, f"recipe {reference}")

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from opdbench.errors import UserError, unknown
+from opdbench.schema import shipped
 from opdbench.schema.board import TASK_ID
 from opdbench.schema.spec import Frozen
 
@@ -207,8 +206,7 @@ class Paper(Frozen):
 
 def names() -> list[str]:
     """The papers that come with opdbench."""
-    return sorted(file.name.removesuffix(".yaml") for file in (files("opdbench.configs") / "papers").iterdir()
-                  if file.name.endswith(".yaml"))
+    return shipped.names("papers")
 
 
 def read(key: str) -> Paper:
@@ -216,22 +214,12 @@ def read(key: str) -> Paper:
     Raises:
         UserError: there is no such paper (names the nearest), or its file says what a paper's cannot.
     """
-    if key not in names():
-        raise unknown("paper", key, names(), see="opdbench paper list")
-    text = (files("opdbench.configs") / "papers" / f"{key}.yaml").read_text(encoding="utf-8")
-    return parse(text, key)
+    return parse(shipped.text("papers", "paper", key, see="opdbench paper list"), key)
 
 
 def parse(text: str, key: str) -> Paper:
     """A paper from its YAML text; `key` is what it must call itself."""
-    try:
-        paper = Paper.model_validate(yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except yaml.YAMLError as error:
-        raise UserError(f"paper {key} is not YAML: {str(error).splitlines()[0]}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"paper {key}: {place or 'the file'}: {first['msg']}") from None
+    paper = shipped.parse(Paper, text, f"paper {key}")
     if paper.key != key:
-        raise UserError(f"paper {key} calls itself {paper.key}")
+        raise UserError(f"paper {key} calls itself {paper.key}", "mend the file")
     return paper

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from pydantic import Field, model_validator
 
-import yaml
-from pydantic import Field, ValidationError
-
-from opdbench.errors import UserError, unknown
+from opdbench.schema import shipped
 from opdbench.schema.spec import Frozen
 
 
@@ -52,6 +47,13 @@ class Suite(Frozen):
     arms: dict[str, Arm]
     tune: Tuning | None = None
 
+    @model_validator(mode="after")
+    def _arms_name_tasks_of_the_suite(self) -> Suite:
+        for name, arm in self.arms.items():
+            for task in sorted(set(arm.tasks or ()) - set(self.tasks)):
+                raise ValueError(f"arm {name} names the task {task}, and the suite's are {', '.join(self.tasks)}")
+        return self
+
     def tuned_with(self, task: str, arm: str) -> list[tuple[str, str]]:
         """(task, arm), the pairs whose scores choose this one's setting."""
         joint = self.tune is not None and self.tune.joint
@@ -65,8 +67,7 @@ class Suite(Frozen):
 
 def names() -> list[str]:
     """The suites that come with opdbench."""
-    return sorted(file.name.removesuffix(".yaml") for file in (files("opdbench.configs") / "suites").iterdir()
-                  if file.name.endswith(".yaml"))
+    return shipped.names("suites")
 
 
 def read(reference: str) -> tuple[str, Suite]:
@@ -75,26 +76,5 @@ def read(reference: str) -> tuple[str, Suite]:
     Raises:
         UserError: there is none, or it says something that a suite cannot say.
     """
-    path = Path(reference)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UserError(f"there is no suite file {path}", "pass the name of a shipped suite, or a YAML file")
-        name, text = path.stem, path.read_text()
-    elif reference in names():
-        name, text = reference, (files("opdbench.configs") / "suites" / f"{reference}.yaml").read_text()
-    else:
-        raise unknown("suite", reference, names())
-    try:
-        content: Any = yaml.safe_load(text)
-        suite = Suite.model_validate(content)
-    except yaml.YAMLError as error:
-        raise UserError(f"suite {reference} is not YAML: {str(error).splitlines()[0]}", "mend the file") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"suite {reference}: {place}: {first['msg']}", "mend the file") from error
-    for arm_name, arm in suite.arms.items():
-        for task in set(arm.tasks or ()) - set(suite.tasks):
-            raise UserError(f"suite {reference}: arm {arm_name} names the task {task}, which the suite does not have",
-                            f"the suite's tasks are {', '.join(suite.tasks)}")
-    return name, suite
+    name, text = shipped.by_reference("suites", "suite", reference)
+    return name, shipped.parse(Suite, text, f"suite {reference}")
