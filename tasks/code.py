@@ -10,10 +10,7 @@ CPU seconds instead of HumanEval's three wall seconds. HumanEval publishes no tr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,7 +20,8 @@ from opdbench import sandbox
 from opdbench.errors import UserError
 from opdbench.lm import data
 from opdbench.lm.data import Dataset, Row
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import SampledTask
+from opdbench.task import Example, Split
 
 HUMANEVAL = Dataset(name="humaneval_mbpp", hub_id="openai/openai_humaneval", config="openai_humaneval",
                     counts={"test": 164}, fields=("prompt", "entry_point", "canonical_solution", "test"),
@@ -41,34 +39,23 @@ _IN_FILE: Mapping[Split, slice] = {"test": slice(10, 510), "validation": slice(5
 _BLOCK = re.compile(r"```[ \t]*(?:python|py)?[0-9]*[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
-class CodeTask(LanguageTask):
+class CodeTask(SampledTask):
     """Programs that are run. One score: `accuracy`, whether the program passes all tests of its problem."""
 
     metric = "accuracy"
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-6, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 100}
-    reads_data: ClassVar[bool] = True
     executes: ClassVar[bool] = True
     max_new_tokens = 768  # in training; when scores are taken, `Params` decides
 
-    class Params(LanguageTask.Params):
+    class Params(SampledTask.Params):
         execute_code: bool = Field(False, description="run what models write, in a sandbox; without it, no score")
         cpu_seconds: PositiveInt = Field(5, description="CPU time of one program with its tests")
         max_new_tokens: PositiveInt = Field(768, description="longest completion in tokens, when scores are taken")
-        samples: PositiveInt = Field(4, description="completions of every problem when sampling is scored")
 
     def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
         super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self.samples = self.params.samples  # type: ignore[misc]
         self._limits = sandbox.Limits(cpu_seconds=self.params.cpu_seconds)
-        self._splits: dict[Split, list[Example]] = {}
-
-    @abstractmethod
-    def _read(self, split: Split) -> list[Example]:
-        """The problems of a split, in the published order."""
 
     def examples(self, split: Split) -> Sequence[Example]:
         """The problems of a split; read once.
@@ -81,9 +68,7 @@ class CodeTask(LanguageTask):
             raise UserError(f"{self.name} is scored by running programs that a model wrote, and that is off",
                             "add --set execute_code=true: they run in a sandbox without network (opdbench/sandbox.py)")
         sandbox.check()
-        if split not in self._splits:
-            self._splits[split] = self._read(split)
-        return self._splits[split]
+        return super().examples(split)
 
     def grade(self, example: Example, completion: str) -> dict[str, float]:
         """Whether the program in the completion runs through the problem's tests; `example.answer` are the tests."""
@@ -92,14 +77,6 @@ class CodeTask(LanguageTask):
                             "add --set execute_code=true")
         verdict = sandbox.run(program(example, completion), self._limits)
         return {"accuracy": float(verdict.passed)}
-
-    def checksum(self) -> str:
-        digest = hashlib.sha256(self.id.encode())
-        for split in ("train", "validation", "test"):
-            for example in self.examples(split):
-                fields = (split, example.id, example.prompt, example.answer, example.solution, dict(example.meta))
-                digest.update(json.dumps(fields).encode())
-        return digest.hexdigest()
 
 
 class HumanEval(CodeTask):
@@ -118,11 +95,11 @@ class HumanEval(CodeTask):
         "Train and validation are MBPP's, since HumanEval has none."
     )
 
-    def _read(self, split: Split) -> list[Example]:
+    def read(self, split: Split) -> dict[Split, list[Example]]:
         if split != "test":
-            return _mbpp(split, self.data)
+            return {split: _mbpp(split, self.data)}
         rows = data.load(HUMANEVAL, "test", self.data)
-        return [_humaneval(f"test-{index}", row) for index, row in enumerate(rows)]
+        return {"test": [_humaneval(f"test-{index}", row) for index, row in enumerate(rows)]}
 
 
 class MBPP(CodeTask):
@@ -140,8 +117,8 @@ class MBPP(CodeTask):
         "means over `samples` completions a problem, with pass@k and an interval over problems. The published splits."
     )
 
-    def _read(self, split: Split) -> list[Example]:
-        return _mbpp(split, self.data)
+    def read(self, split: Split) -> dict[Split, list[Example]]:
+        return {split: _mbpp(split, self.data)}
 
 
 def program(example: Example, completion: str) -> str:

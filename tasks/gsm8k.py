@@ -8,18 +8,15 @@ instead of five worked examples as plain text; extraction, normalisation and sto
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
-
-from pydantic import BaseModel, Field, PositiveInt
 
 from opdbench.errors import UserError
 from opdbench.lm import data
 from opdbench.lm.data import Row
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import PublishedTask
+from opdbench.task import Example, Split
 
 PUBLISHED = data.Dataset(name="gsm8k", hub_id="openai/gsm8k", config="main", counts={"train": 7473, "test": 1319},
                          fields=("question", "answer"))
@@ -38,7 +35,7 @@ _ANNOTATION = re.compile(r"<<[^>]*>>")
 _FINAL_ANSWER = re.compile(r"#### (-?[0-9][0-9,.]*)\s*$")
 
 
-class GSM8K(LanguageTask):
+class GSM8K(PublishedTask):
     """gsm8k@1. Scores: `accuracy` (= `flexible`), `flexible` and `strict`, each 0 or 1."""
 
     name = "gsm8k"
@@ -54,37 +51,16 @@ class GSM8K(LanguageTask):
     )
     metric = "accuracy"
     max_new_tokens = 512  # in training; when scores are taken, `Params` decides
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 200}
-    reads_data: ClassVar[bool] = True
 
-    class Params(LanguageTask.Params):
-        max_new_tokens: PositiveInt = Field(512, description="longest completion in tokens, when scores are taken")
-
-    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
-        super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self._splits: dict[Split, list[Example]] = {}
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """The problems of a split in the published order; read once.
-
-        Raises:
-            UserError: no data at hand, or a file that is not the published one; see `opdbench.lm.data.load`.
-        """
-        if split not in self._splits:
-            self._read("test" if split == "test" else "train")
-        return self._splits[split]
-
-    def _read(self, published: str) -> None:
+    def read(self, split: Split) -> dict[Split, list[Example]]:
+        published = "test" if split == "test" else "train"
         examples = [_example(f"{published}-{index}", row)
                     for index, row in enumerate(data.load(PUBLISHED, published, self.data))]
         if published == "test":
-            self._splits["test"] = examples
-        else:
-            self._splits |= {"train": examples[:-VALIDATION_SIZE], "validation": examples[-VALIDATION_SIZE:]}
+            return {"test": examples}
+        return {"train": examples[:-VALIDATION_SIZE], "validation": examples[-VALIDATION_SIZE:]}
 
     def grade(self, example: Example, completion: str) -> dict[str, float]:
         """lm-eval's exact match after its two filters; both are 0 or 1."""
@@ -93,14 +69,6 @@ class GSM8K(LanguageTask):
         strict = float(normalise(strict_match(text)) == gold)
         flexible = float(normalise(flexible_extract(text)) == gold)
         return {"accuracy": flexible, "strict": strict, "flexible": flexible}
-
-    def checksum(self) -> str:
-        digest = hashlib.sha256(self.id.encode())
-        for split in ("train", "validation", "test"):
-            for example in self.examples(split):
-                fields = (split, example.id, example.prompt, example.answer, example.solution)
-                digest.update(json.dumps(fields).encode())
-        return digest.hexdigest()
 
 
 def strict_match(text: str) -> str:

@@ -23,12 +23,13 @@ from functools import cache
 from importlib import metadata
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from opdbench.errors import UserError
 from opdbench.lm import files
 from opdbench.lm.files import Files
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import PublishedTask
+from opdbench.task import Example, Split
 from opdbench.tasks.instructions import DOLLY, read_dolly
 
 PUBLISHED = Files("ifeval", "google/IFEval", ("ifeval_input_data.jsonl", "input_data.jsonl"),
@@ -38,7 +39,7 @@ TEST_ROWS = 541
 NOT_DRAWN = ("combination:repeat_prompt", "length_constraints:nth_paragraph_first_word")
 
 
-class IFEval(LanguageTask):
+class IFEval(PublishedTask):
     """ifeval@1. Scores: `prompt_strict` and `prompt_loose`, each 0 or 1, and over all instructions
     `instruction_strict` and `instruction_loose`."""
 
@@ -55,19 +56,11 @@ class IFEval(LanguageTask):
     )
     metric = "prompt_strict"
     max_new_tokens = 1280
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 200}
-    reads_data: ClassVar[bool] = True
 
-    class Params(LanguageTask.Params):
+    class Params(PublishedTask.Params):
         max_new_tokens: PositiveInt = Field(1280, description="longest completion in tokens, when scores are taken")
-
-    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
-        super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self._splits: dict[Split, list[Example]] = {}
 
     def examples(self, split: Split) -> Sequence[Example]:
         """The prompts of a split, in a fixed order; read once.
@@ -76,15 +69,17 @@ class IFEval(LanguageTask):
             UserError: no data at hand, or no checkers: what grades must be there before anything is trained.
         """
         _checkers()
-        if split == "test" and split not in self._splits:
-            self._splits["test"] = self._read_test()
-        elif split not in self._splits:
-            tested = {_content(example) for example in self.examples("test")}
-            made = read_dolly(DOLLY.folder(self.data, shared=True))
-            for name, problems in made.items():
-                asked = [_with_instruction(problem) for problem in problems]
-                self._splits[name] = [example for example in asked if _content(example) not in tested]
-        return self._splits[split]
+        return super().examples(split)
+
+    def read(self, split: Split) -> dict[Split, list[Example]]:
+        if split == "test":
+            return {"test": self._read_test()}
+        tested = {_content(example) for example in self.examples("test")}
+        found: dict[Split, list[Example]] = {}
+        for name, problems in read_dolly(DOLLY.folder(self.data, shared=True)).items():
+            asked = [_with_instruction(problem) for problem in problems]
+            found[name] = [example for example in asked if _content(example) not in tested]
+        return found
 
     def _read_test(self) -> list[Example]:
         file = PUBLISHED.file(PUBLISHED.folder(self.data, shared=True), *reversed(PUBLISHED.patterns))
@@ -106,9 +101,6 @@ class IFEval(LanguageTask):
         return {"prompt_strict": float(all(strict)), "prompt_loose": float(all(loose)),
                 "sum.instruction_strict.hits": float(sum(strict)), "sum.instruction_strict.of": float(len(strict)),
                 "sum.instruction_loose.hits": float(sum(loose)), "sum.instruction_loose.of": float(len(loose))}
-
-    def checksum(self) -> str:
-        return files.checksum(self)
 
     def scorer(self) -> str:
         _checkers()

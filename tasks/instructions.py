@@ -22,12 +22,13 @@ from functools import cache, lru_cache
 from importlib import metadata
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from opdbench.errors import UserError
 from opdbench.lm import files
 from opdbench.lm.files import Files
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import PublishedTask
+from opdbench.task import Example, Split
 
 DOLLY = Files("dolly", "MiniLLM/dolly", ("valid.jsonl", "raw.jsonl", "train.jsonl", "dev.jsonl"),
               "valid.jsonl (the 500 test rows), and raw.jsonl or train.jsonl with dev.jsonl (the others)")
@@ -42,7 +43,7 @@ _WITH_INPUT = (f"{_TASK}, paired with an input that provides further context. {_
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-class Instructions(LanguageTask):
+class Instructions(PublishedTask):
     """Scores: `rouge_l` and `exact`, each 0 to 100."""
 
     protocol = (
@@ -53,34 +54,19 @@ class Instructions(LanguageTask):
     )
     metric = "rouge_l"
     max_new_tokens = 256
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 5e-6, "batch": 64}
     budget: ClassVar[Mapping[str, float]] = {"steps": 500}
-    reads_data: ClassVar[bool] = True
     tested_on: ClassVar[Files]
     test_rows: ClassVar[int]
 
-    class Params(LanguageTask.Params):
+    class Params(PublishedTask.Params):
         max_new_tokens: PositiveInt = Field(256, description="longest completion in tokens, when scores are taken")
 
-    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
-        super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self._splits: dict[Split, list[Example]] = {}
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """The problems of a split in the published order; read once.
-
-        Raises:
-            UserError: no data at hand, or a file that is not the published one.
-        """
-        if "test" not in self._splits:
-            self._splits["test"] = self._read_test()
-        if split != "test" and split not in self._splits:
-            tested = {example.prompt for example in self._splits["test"]}
-            self._splits |= read_dolly(DOLLY.folder(self.data, shared=self.tested_on is not DOLLY), tested)
-        return self._splits[split]
+    def read(self, split: Split) -> dict[Split, list[Example]]:
+        if split == "test":
+            return {"test": self._read_test()}
+        tested = {example.prompt for example in self.examples("test")}
+        return read_dolly(DOLLY.folder(self.data, shared=self.tested_on is not DOLLY), tested)
 
     def _read_test(self) -> list[Example]:
         folder = self.tested_on.folder(self.data, shared=self.tested_on is not DOLLY)
@@ -101,9 +87,6 @@ class Instructions(LanguageTask):
         references = example.meta["references"]
         return {"rouge_l": 100 * max(rouge_l(text, reference) for reference in references),
                 "exact": 100.0 * any(normalise(text) == normalise(reference) for reference in references)}
-
-    def checksum(self) -> str:
-        return files.checksum(self)
 
     def scorer(self) -> str:
         _tokenizer()

@@ -10,18 +10,16 @@ from the evaluation that `math-verify` proposes: only the last complete box coun
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from opdbench.lm import data
 from opdbench.lm.data import Dataset, Row
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import SampledTask
+from opdbench.task import Example, Split
 from opdbench.tasks import verifier
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -54,55 +52,23 @@ VALIDATION_YEAR = 2021  # of AIME: from this year on
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
-class BoxedTask(LanguageTask):
+class BoxedTask(SampledTask):
     """Problems whose answer is to be put in a box. Scores: `accuracy`, and `boxed`, whether there was a box at all."""
 
     source: ClassVar[str]
     metric = "accuracy"
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-6, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 100}
-    reads_data: ClassVar[bool] = True
     max_new_tokens = 2048  # in training; when scores are taken, `Params` decides
 
-    class Params(LanguageTask.Params):
+    class Params(SampledTask.Params):
         max_new_tokens: PositiveInt = Field(2048, description="longest completion in tokens, when scores are taken")
-        samples: PositiveInt = Field(4, description="completions of every problem when sampling is scored")
-
-    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
-        super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self.samples = self.params.samples  # type: ignore[misc]
-        self._splits: dict[Split, list[Example]] = {}
-
-    @abstractmethod
-    def _read(self, split: Split) -> list[Example]:
-        """The problems of a split, in the published order."""
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """The problems of a split; read once.
-
-        Raises:
-            UserError: no data at hand, or a file that is not the published one; see `opdbench.lm.data.load`.
-        """
-        if split not in self._splits:
-            self._splits[split] = self._read(split)
-        return self._splits[split]
 
     def grade(self, example: Example, completion: str) -> dict[str, float]:
         """Whether the last box holds the answer, by `tasks.verifier`; what takes it too long is wrong."""
         box = last_box(completion)
         right = box is not None and verifier.equivalent(example.answer, box)
         return {"accuracy": float(right), "boxed": float(box is not None)}
-
-    def checksum(self) -> str:
-        digest = hashlib.sha256(self.id.encode())
-        for split in ("train", "validation", "test"):
-            for example in self.examples(split):
-                fields = (split, example.id, example.prompt, example.answer, example.solution)
-                digest.update(json.dumps(fields).encode())
-        return digest.hexdigest()
 
 
 class Math500(BoxedTask):
@@ -121,16 +87,16 @@ class Math500(BoxedTask):
         "split without its last 500, which are validation; no problem of the 500 is among them."
     )
 
-    def _read(self, split: Split) -> list[Example]:
+    def read(self, split: Split) -> dict[Split, list[Example]]:
         test = [_example(f"test-{index}", row) for index, row in enumerate(data.load(MATH_500, "test", self.data))]
         if split == "test":
-            return test
+            return {"test": test}
         answers_only = data.at_hand(MATH_TRAIN_ANSWERS, self.data)
         rows = data.load(MATH_TRAIN_ANSWERS if answers_only else MATH_TRAIN, "train", self.data)
         examples = [_example(f"train-{index}", row) for index, row in enumerate(rows) if _answer(row)]
         seen = {_problem(example) for example in test}
         known = list(_without(examples, seen))
-        return known[:-VALIDATION_SIZE] if split == "train" else known[-VALIDATION_SIZE:]
+        return {"train": known[:-VALIDATION_SIZE], "validation": known[-VALIDATION_SIZE:]}
 
 
 class _Contest(BoxedTask):
@@ -143,13 +109,15 @@ class _Contest(BoxedTask):
         max_new_tokens: PositiveInt = Field(8192, description="longest completion in tokens, when scores are taken")
         samples: PositiveInt = Field(16, description="completions of every problem when sampling is scored")
 
-    def _read(self, split: Split) -> list[Example]:
+    def read(self, split: Split) -> dict[Split, list[Example]]:
         if split == "test":
             rows = data.load(self.published, "test", self.data)
-            return [_example(f"test-{index}", row) for index, row in enumerate(rows)]
-        rows = data.load(AIME_POOL, "train", self.data)
-        return [_example(f"train-{index}", row) for index, row in enumerate(rows)
-                if (int(row.fields["year"]) >= VALIDATION_YEAR) == (split == "validation")]
+            return {"test": [_example(f"test-{index}", row) for index, row in enumerate(rows)]}
+        found: dict[Split, list[Example]] = {"train": [], "validation": []}
+        for index, row in enumerate(data.load(AIME_POOL, "train", self.data)):
+            part: Split = "validation" if int(row.fields["year"]) >= VALIDATION_YEAR else "train"
+            found[part].append(_example(f"train-{index}", row))
+        return found
 
 
 _PROTOCOL = (

@@ -18,13 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from opdbench.corpus import BLEU_ORDERS, CHRF_ORDERS
 from opdbench.errors import UserError
 from opdbench.lm import files
 from opdbench.lm.files import Files
-from opdbench.task import Example, LanguageTask, Split
+from opdbench.lm.published import PublishedTask
+from opdbench.task import Example, Split
 
 PUBLISHED = Files("wmt-en-de", "wmt/wmt14",
                   ("de-en/train-00000-of-*.parquet", "de-en/validation-*.parquet", "de-en/test-*.parquet", "test.en"),
@@ -35,7 +36,7 @@ LONGEST = 500  # characters of either side of a training pair
 PROMPT = "Translate this from English to German:\nEnglish: {}\nGerman:"
 
 
-class WMT(LanguageTask):
+class WMT(PublishedTask):
     """wmt-en-de@1. Score of the test set: `bleu`, 0 to 100; beside it `chrf` and the mean `sentence_bleu`."""
 
     name = "wmt-en-de"
@@ -51,35 +52,20 @@ class WMT(LanguageTask):
     )
     metric = "bleu"
     max_new_tokens = 256
-    teacher = None  # named by the hardware profile, as is the student
-    student = None
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-5, "batch": 64, "warmup_steps": 5}
     budget: ClassVar[Mapping[str, float]] = {"steps": 500}
-    reads_data: ClassVar[bool] = True
 
-    class Params(LanguageTask.Params):
+    class Params(PublishedTask.Params):
         max_new_tokens: PositiveInt = Field(256, description="longest completion in tokens, when scores are taken")
         train_pairs: PositiveInt = Field(100_000, description="how many of the first training pairs are read")
 
-    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
-        super().__init__(data, params)
-        self.max_new_tokens = self.params.max_new_tokens  # type: ignore[misc]
-        self._splits: dict[Split, list[Example]] = {}
-
-    def examples(self, split: Split) -> Sequence[Example]:
-        """The sentence pairs of a split in the published order; read once.
-
-        Raises:
-            UserError: no data at hand, or files that are not the published ones.
-        """
-        if not self._splits:
-            folder = PUBLISHED.folder(self.data)
-            test = _examples("test", self._read(folder, "test"))
-            seen = {example.prompt[0]["content"] for example in test}  # type: ignore[index]
-            validation = _new(_examples("validation", self._read(folder, "validation")), seen)
-            train = _new(_examples("train", self._read(folder, "train")), seen)
-            self._splits = {"test": test, "validation": validation, "train": train}
-        return self._splits[split]
+    def read(self, split: Split) -> dict[Split, list[Example]]:
+        folder = PUBLISHED.folder(self.data)
+        test = _examples("test", self._read(folder, "test"))
+        seen = {example.prompt[0]["content"] for example in test}  # type: ignore[index]
+        validation = _new(_examples("validation", self._read(folder, "validation")), seen)
+        train = _new(_examples("train", self._read(folder, "train")), seen)
+        return {"test": test, "validation": validation, "train": train}
 
     def _read(self, folder: Path, split: Split) -> list[tuple[str, str]]:
         limit = self.params.train_pairs if split == "train" else None
@@ -110,9 +96,6 @@ class WMT(LanguageTask):
                                statistics[3 * (n - 1):3 * n], strict=True))
         score = sentence.sentence_score(text, [example.answer]).score
         return {"bleu": score, "sentence_bleu": score} | {f"sum.{name}": float(count) for name, count in counts.items()}
-
-    def checksum(self) -> str:
-        return files.checksum(self)
 
     def scorer(self) -> str:
         """sacreBLEU's signature."""

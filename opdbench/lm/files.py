@@ -7,7 +7,6 @@ file and line, and only JSON, text and parquet are read, so a hostile file is in
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import zlib
@@ -15,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from opdbench import hub
 from opdbench.errors import UserError
 from opdbench.lm.data import ENVIRONMENT_VARIABLE
-from opdbench.task import LanguageTask, Split
 
 _CHANGED = "the file was cut short or changed: copy it anew from its source"
 
@@ -136,16 +134,6 @@ def text(where: str, row: dict[str, Any], field: str) -> str:
         problem = "is missing" if field not in row else "is not a text, or empty"
         raise UserError(f"{where}: field {field!r} {problem}", _CHANGED)
     return value
-
-
-def checksum(task: LanguageTask) -> str:
-    """sha256 of a task's name, version and problems."""
-    digest = hashlib.sha256(task.id.encode())
-    for split in get_args(Split):
-        for example in task.examples(split):
-            fields = (split, example.id, example.prompt, example.answer, example.solution, dict(example.meta))
-            digest.update(json.dumps(fields, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def _plain_or_compressed(folder: Path, pattern: str) -> list[Path]:
