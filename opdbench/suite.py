@@ -16,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opdbench.schema.suite import Suite
+from opdbench.schema.suite import Scores, Suite
 from opdbench.store import read_record, write_atomically
 
 Say = Callable[[str], None]
-Scores = dict[float, float | None]  # on validation, by value of the tuned setting; None: that run failed
 
 
 class Job(NamedTuple):
@@ -51,7 +50,7 @@ class Choice(NamedTuple):
     """The setting that a method got on a task, and what each value of the grid scored on validation."""
 
     value: float
-    scores: dict[str, float | None]  # by value; None: that run failed
+    scores: Scores
 
 
 def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs: int, known: dict[str, Any],
@@ -64,23 +63,18 @@ def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs
     extra = ("evaluation.examples=2", "evaluation.sampled=false", "evaluation.curve_points=1",
              f"evaluation.curve_examples={suite.tune.examples}")
     scores = {place: earlier for place in places if (earlier := _known(known, place, grid)) is not None}
+    found: dict[tuple[str, str], dict[str, float | None]] = {}
     wanted = [job(suite, task, arm, suite.tune.seed, value, results, extra)
               for task, arm in places if (task, arm) not in scores for value in grid]
     for done in run_all(wanted, jobs=jobs, say=say):
         score = None
         if done.status == "completed" and done.record is not None:
             score = float(read_record(done.record).validation[-1]["score"])
-        assert done.job.value is not None
-        scores.setdefault((done.job.task, done.job.arm), {})[done.job.value] = score
-    return {place: Choice(value, {f"{one:g}": scores[place].get(one) for one in grid}) for place in places
-            if (value := _best(grid, [scores[other] for other in suite.tuned_with(*place)])) is not None}
-
-
-def _best(grid: Sequence[float], scores: Sequence[Scores]) -> float | None:
-    """The value of the highest mean score over the places, among those that failed in none of them."""
-    means = [(sum(found) / len(scores), -value) for value in grid
-             if len(found := [score for one in scores if (score := one.get(value)) is not None]) == len(scores)]
-    return -max(means)[1] if means else None
+        found.setdefault((done.job.task, done.job.arm), dict.fromkeys(f"{value:g}" for value in grid))[
+            f"{done.job.value:g}"] = score
+    scores |= found
+    return {place: Choice(value, scores[place]) for place in places
+            if (value := suite.tune.best([scores[other] for other in suite.tuned_with(*place)])) is not None}
 
 
 def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, results: Path,
@@ -146,4 +140,5 @@ def _known(known: dict[str, Any], place: tuple[str, str], grid: Sequence[float])
     entry = known.get("choices", {}).get("/".join(place))
     if entry is None or list(entry["scores"]) != [f"{value:g}" for value in grid]:
         return None
-    return {value: entry["scores"][f"{value:g}"] for value in grid}
+    scores: Scores = entry["scores"]
+    return scores

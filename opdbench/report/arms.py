@@ -60,12 +60,13 @@ def chosen(name: str, results: Path) -> Chosen:
         return Chosen(name, suite, {})
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {_place(key): (float(entry["value"]), dict(entry["scores"]))
+        found = {_place(key): (float(entry["value"]), {value: None if score is None else float(score)
+                                                       for value, score in entry["scores"].items()})
                  for key, entry in content["choices"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{path} does not hold a suite's choices", f"opdbench run suite:{name}") from None
-    for place, (value, scores) in found.items():
-        if value != _best(suite, scores):
+    for place, (value, _) in found.items():
+        if value != suite.tune.best([found[other][1] for other in suite.tuned_with(*place) if other in found]):
             raise UserError(f"{path}: {value:g} is not what the grid of suite {name} chooses for {'/'.join(place)}",
                             f"opdbench run suite:{name}")
     return Chosen(name, suite, {place: value for place, (value, _) in found.items()})
@@ -147,10 +148,3 @@ def _entry(arm: str, runs: Sequence[Run]) -> Entry:
 def _place(key: str) -> tuple[str, str]:
     task, _, arm = key.partition("/")
     return task, arm
-
-
-def _best(suite: Suite, scores: Mapping[str, float | None]) -> float | None:
-    """The suite's rule: the highest validation score, the smaller value of two that are equal (`opdbench.suite`)."""
-    assert suite.tune is not None
-    scored = [(float(score), -value) for value in suite.tune.values if (score := scores.get(f"{value:g}")) is not None]
-    return -max(scored)[1] if scored else None

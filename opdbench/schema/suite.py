@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import Field, model_validator
 
 from opdbench.schema import shipped
 from opdbench.schema.spec import Frozen
+
+Scores = Mapping[str, float | None]  # on validation, by value of the tuned setting; None: that run failed
 
 
 class Where(Frozen):
@@ -36,6 +40,14 @@ class Tuning(Frozen):
     examples: int = Field(200, ge=1, description="validation problems, answered greedily when the budget is spent")
     joint: bool = Field(False, description="one value for all tasks of an arm, the one of the highest mean score, "
                                             "instead of one for each task")
+
+    def best(self, scores: Sequence[Scores]) -> float | None:
+        """The value of the highest mean score over the places whose scores are given, among those that failed in none;
+        the smaller of two that are equal; None where all failed somewhere."""
+        columns = [(value, [of.get(f"{value:g}") for of in scores]) for value in self.values]
+        means = [(sum(known) / len(known), -value) for value, found in columns
+                 if len(known := [score for score in found if score is not None]) == len(found)]
+        return -max(means)[1] if means else None
 
 
 class Suite(Frozen):

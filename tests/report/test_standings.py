@@ -90,6 +90,7 @@ def test_tables_are_deterministic_and_say_what_is_missing(folder: Path) -> None:
     ({"toy/good": {"value": 0.01, "scores": {"0.001": 0.9, "0.01": 0.8}}}, "is not what the grid"),
     ({"toy/good": {"value": 0.01, "scores": {"0.001": 0.8, "0.01": 0.8}}}, "is not what the grid"),
     ({"toy/good": {"value": "fast", "scores": {}}}, "does not hold a suite's choices"),
+    ({"toy/good": {"value": 0.01, "scores": {"0.01": "high"}}}, "does not hold a suite's choices"),
     ({"toy/good": 7}, "does not hold a suite's choices"),
 ])
 def test_a_choice_that_breaks_the_rule_is_refused(folder: Path, choices: dict[str, Any], says: str) -> None:
