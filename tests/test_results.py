@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opdbench.report.runs import recipe_problem
+from opdbench.report.runs import read_run
 from opdbench.scores import Outcome, scores
 from opdbench.store import RECORD, read_outcomes, read_record
 
@@ -22,7 +22,7 @@ def test_there_are_records() -> None:
 def test_a_record_says_what_its_raw_outcomes_say(path: Path) -> None:
     record = read_record(path)
     assert record.status == "completed" and record.provenance["dirty"] is False
-    assert recipe_problem(path) is None and path.parent.name == f"s{record.recipe.seed}-{record.id}"
+    assert read_run(path).problem is None and path.parent.name == f"s{record.recipe.seed}-{record.id}"
     for phase, file in record.outcomes.items():
         outcomes = [Outcome(**outcome) for outcome in read_outcomes(path.parent, file)]
         assert scores(outcomes, record.after["greedy"].metric) == getattr(record, phase)

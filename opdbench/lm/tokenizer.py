@@ -190,10 +190,6 @@ class Tokenizer:
         """Tokens that text is cut into, added ones left out."""
         return set(self.vocabulary) - set(self.inner.get_added_vocab())
 
-    def agrees_with(self, other: Tokenizer) -> bool:
-        """Whether an id means the same token in both, wherever both have it."""
-        return self.difference(other) is None
-
 
 def _names_a_class(folder: Path) -> bool:
     """Whether tokenizer.json can be read as it is; only then the heavy AutoTokenizer import can be spared."""

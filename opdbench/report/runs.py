@@ -281,12 +281,8 @@ def _close(first: float | None, second: float | None) -> bool:
     return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def recipe_problem(path: Path) -> str | None:
-    """Whether the recipe, as it is written, is the one that names the run; later versions may add settings to it."""
-    return _recipe_problem(read_whole(path).content)
-
-
 def _recipe_problem(content: Mapping[str, Any]) -> str | None:
+    """Whether the recipe, as it is written, is the one that names the run; later versions may add settings to it."""
     recipe = dict(content["recipe"])
     for role in ("teacher", "student"):
         if recipe[role] is not None:

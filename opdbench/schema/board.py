@@ -73,7 +73,7 @@ class SuiteBoard(Rules):
 
     division: Literal["closed"] = Field("closed", description="one setting for each method and task, chosen by a grid")
     tasks: dict[Annotated[str, Field(pattern=TASK_ID)], TaskOfSuite] = Field(
-        min_length=2, description="by name@version")
+        min_length=1, description="by name@version")
 
     @property
     def task_ids(self) -> tuple[str, ...]:
