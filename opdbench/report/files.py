@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os.path import commonprefix
 from pathlib import Path
 from typing import Protocol
 
 from opdbench.errors import UserError
 from opdbench.store import write_atomically
+
+
+BEFORE, SHOWN = 40, 160  # characters: of what agrees before a difference, and altogether
 
 
 class Generated(Protocol):
@@ -42,7 +46,9 @@ def first_difference(built: Generated, file: str) -> str:
     lines, wanted = there.decode(errors="replace").split("\n"), built.files[file].split("\n")
     number = next((index for index, pair in enumerate(zip(lines, wanted, strict=False)) if pair[0] != pair[1]),
                   min(len(lines), len(wanted)))
-    said, says = ("nothing" if number >= len(text) else repr(text[number][:160]) for text in (lines, wanted))
+    pair = ["" if number >= len(text) else text[number] for text in (lines, wanted)]
+    start = max(0, len(commonprefix(pair)) - BEFORE)
+    said, says = (repr(text[start:start + SHOWN]) if text else "nothing" for text in pair)
     return f"{built.folder / file}, line {number + 1}: committed {said}, from the records {says}"
 
 
