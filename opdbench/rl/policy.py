@@ -158,7 +158,10 @@ class ControlPolicy(Policy):
 
     def distribution(self, features_nh: Tensor) -> Distribution:
         output_na = self.project(features_nh)
-        return Gaussian(output_na, self.log_std.expand_as(output_na)) if self.continuous else Categorical(output_na)
+        if not self.continuous:
+            return Categorical(output_na)
+        # Not `expand`: a view of a weight asks for gradients even where they are switched off.
+        return Gaussian(output_na, self.log_std.repeat(len(output_na), 1))
 
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * sum(inputs * outputs for inputs, outputs in self.architecture.layer_sizes())

@@ -140,8 +140,8 @@ class ControlWorld:
 
         def decide(observation_b: Tensor, uniform_bd: Tensor) -> Decision:
             look(observation_b)
-            said: Any = read_student(observation_b), read_teacher(observation_b)  # Gaussians for whoever knows them
-            return actor.act(*said, uniform_bd)
+            student, teacher = read_student(observation_b), read_teacher(observation_b)
+            return actor.act(student, teacher, uniform_bd)  # type: ignore[arg-type]  # Gaussians too: see `Actor`
 
         return decide
 
