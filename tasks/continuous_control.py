@@ -35,3 +35,49 @@ class Pendulum(GymControl):
         ppo={"n_steps": 1024, "gae_lambda": 0.95, "gamma": 0.9, "n_epochs": 10, "ent_coef": 0.0, "clip_range": 0.2},
         source="RL Baselines3 Zoo, ppo.yml, Pendulum-v1, without state-dependent exploration, with a falling learning "
                "rate and 200,000 steps in place of 100,000")
+
+
+class _MuJoCo(GymControl):
+    """A body of gymnasium's on MuJoCo, whose numbers are positions first, then speeds."""
+
+    license = "MIT (gymnasium), Apache-2.0 (MuJoCo, which is not part of opdbench)"
+    teacher = None  # none ships yet: opdbench teacher train TASK
+    max_episode_steps = 1_000
+    student_hidden: ClassVar[Sequence[int]] = (64, 64)
+    training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "schedule": "linear", "batch": 16, "horizon": 64}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 500}
+    install: ClassVar[str] = 'pip install "opdbench[mujoco]"'
+
+
+class Hopper(_MuJoCo):
+    name = "hopper"
+    version = 1
+    summary = "hop forward on one leg without falling (11 numbers seen, 3 real numbers as action; needs MuJoCo)"
+    source = "gymnasium Hopper-v5 (MuJoCo); Erez, Tassa and Todorov, 2011"
+    protocol = ("Undiscounted return of full episodes, until the hopper falls, cut off at 1,000 steps; torques are "
+                "clipped to -1 and 1. Episode k always starts from the same state; the first episode of each counts.")
+    env_id = "Hopper-v5"
+    student_scale: ClassVar[Sequence[float] | None] = (1.0,) * 5 + (10.0,) * 6  # speeds are clipped to 10
+    teacher_recipe = TeacherRecipe(
+        steps=1_000_000, n_envs=1, hidden=(256, 256), learning_rate=9.80828e-05, normalize=True, activation="relu",
+        ppo={"batch_size": 32, "n_steps": 512, "gamma": 0.999, "ent_coef": 0.00229519, "clip_range": 0.2,
+             "n_epochs": 5, "gae_lambda": 0.99, "max_grad_norm": 0.7, "vf_coef": 0.835671},
+        policy={"log_std_init": -2, "ortho_init": False},
+        source="RL Baselines3 Zoo, ppo.yml, Hopper-v3, with a falling learning rate")
+
+
+class HalfCheetah(_MuJoCo):
+    name = "halfcheetah"
+    version = 1
+    summary = "run forward on two legs (17 numbers seen, 6 real numbers as action; needs MuJoCo)"
+    source = "gymnasium HalfCheetah-v5 (MuJoCo); Wawrzynski, 2009"
+    protocol = ("Undiscounted return of full episodes of 1,000 steps; torques are clipped to -1 and 1. "
+                "Episode k always starts from the same state; the first episode of each counts.")
+    env_id = "HalfCheetah-v5"
+    student_scale: ClassVar[Sequence[float] | None] = (1.0,) * 8 + (10.0,) * 9
+    teacher_recipe = TeacherRecipe(
+        steps=1_000_000, n_envs=1, hidden=(256, 256), learning_rate=2.0633e-05, normalize=True, activation="relu",
+        ppo={"batch_size": 64, "n_steps": 512, "gamma": 0.98, "ent_coef": 0.000401762, "clip_range": 0.1,
+             "n_epochs": 20, "gae_lambda": 0.92, "max_grad_norm": 0.8, "vf_coef": 0.58096},
+        policy={"log_std_init": -2, "ortho_init": False},
+        source="RL Baselines3 Zoo, ppo.yml, HalfCheetah-v3, with a falling learning rate")

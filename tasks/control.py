@@ -30,7 +30,7 @@ class GymControl(ControlTask):
 
         try:
             return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(f"task {self.name} needs a simulator that is not installed: {error}",
                             self.install) from error
 

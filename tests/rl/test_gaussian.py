@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ from opdbench.rl.world import ControlWorld, evaluate, fresh_student
 from opdbench.rollouts import Rollouts, Source
 from opdbench.schema.spec import Budget
 from opdbench.store import pack, unpack
-from opdbench.tasks.continuous_control import Pendulum
+from opdbench.task import ControlTask
+from opdbench.tasks.continuous_control import HalfCheetah, Hopper, Pendulum
 from opdbench.tasks.control import CartPole
 from opdbench.teachers import Mixture as Mixed
 from tests.enumerable import context, generator, make, near
@@ -238,3 +240,30 @@ def test_the_whole_distribution_of_a_row_is_a_gaussian() -> None:
     here = world()
     said = here.teacher.distribution(torch.zeros(2, 8, dtype=torch.float64)) if here.teacher else None
     assert isinstance(said, Gaussian) and said.log_std_nd.shape == (2, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- MuJoCo
+
+
+@pytest.mark.parametrize(("cls", "numbers", "actions"), [(Hopper, 11, 3), (HalfCheetah, 17, 6)])
+def test_mujoco_resumes_in_the_middle_of_an_episode(cls: type[ControlTask], numbers: int, actions: int) -> None:
+    pytest.importorskip("mujoco")
+
+    def here() -> ControlWorld:
+        return ControlWorld(cls(), fresh_student(cls(), 0), None, seed=0)
+
+    whole, resumed = here(), here()
+    first = rolled(Student(), here=whole, n=2, horizon=30)
+    assert first.input_bt.shape == (2, 30, numbers) and first.action_bt.shape == (2, 30, actions)
+    resumed.load_state_dict(unpack(pack(whole.state_dict())))
+    one, other = (rolled(Student(), here=world, n=2, horizon=20).tensors() for world in (whole, resumed))
+    assert all(same_bits(value, other[name]) for name, value in one.items())
+
+
+def test_without_mujoco_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mujoco", None)  # an `import mujoco` now fails, as where it is not installed
+    for module in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(UserError, match="hopper needs a simulator") as caught:
+        Hopper().make()
+    assert "opdbench[mujoco]" in str(caught.value.fix)
