@@ -63,7 +63,7 @@ def test_kls_entropy_and_likelihood_are_integrals(m: float, s: float, n: float, 
         return float(quad(lambda x: math.exp(log_density(x, mean, std)) * value(x), mean - 12 * std, mean + 12 * std,
                           epsabs=1e-12)[0])
 
-    teacher, student = (Gaussian(torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[std]], dtype=torch.float64).log())
+    teacher, student = (Gaussian(*torch.tensor([[[mean]], [[math.log(std)]]], dtype=torch.float64))
                         for mean, std in ((m, s), (n, t)))
     forward = expectation(lambda x: log_density(x, m, s) - log_density(x, n, t), m, s)
     reverse = expectation(lambda x: log_density(x, n, t) - log_density(x, m, s), n, t)

@@ -36,9 +36,10 @@ from opdbench.loop import Trainer
 from opdbench.rl.load import load_policy
 from opdbench.rl.policy import Architecture, ControlPolicy
 from opdbench.rl.simulators import make_simulators
-from opdbench.rl.world import ControlWorld, evaluate, fresh_student
+from opdbench.rl.world import EVALUATION_STREAM, ControlWorld, evaluate, fresh_student
 from opdbench.rollouts import Rollouts, Source
 from opdbench.schema.spec import Budget
+from opdbench.seeds import derive
 from opdbench.store import pack, unpack
 from opdbench.task import ControlTask
 from opdbench.tasks.continuous_control import HalfCheetah, Hopper, Pendulum
@@ -71,7 +72,7 @@ def rolled(actor: Actor, *, n: int = 3, horizon: int = 8, here: ControlWorld | N
     return (here or world()).rollout(actor, n=n, horizon=horizon, generator=generator(1))
 
 
-# ----------------------------------------------------------------------------------------------------- rollouts, storage
+# ---------------------------------------------------------------------------------------------------- rollouts, storage
 
 
 def test_a_rollout_holds_vectors_and_their_density_before_clipping() -> None:
@@ -79,7 +80,8 @@ def test_a_rollout_holds_vectors_and_their_density_before_clipping() -> None:
     rollouts = rolled(Student(), here=here, horizon=50)
     assert rollouts.action_bt.shape == (3, 50, 1) and rollouts.action_bt.dtype == torch.float32
     said = here.student.distribution(here.student.features(rollouts.input_bt, rollouts.length_b).flatten(0, 1))
-    assert near(rollouts.behaviour_logp_bt.flatten().double(), said.logp(rollouts.action_bt.flatten(0, 1)).detach(), 1e-5)
+    expected_n = said.logp(rollouts.action_bt.flatten(0, 1)).detach()
+    assert near(rollouts.behaviour_logp_bt.flatten().double(), expected_n, 1e-5)
     assert rollouts.action_bt.abs().max() > 2  # beyond the bounds, and kept so
     scored = context(here, horizon=8).score(rollouts, Needs.ACTION)
     label_bt, says = scored.columns["teacher_action"], teacher_policy()
@@ -127,9 +129,6 @@ def test_evaluation_is_repeatable_and_greedy_takes_the_mean() -> None:
     assert scores("sampled") == scores("sampled") != scores("sampled", seed=2) != scores("greedy")
     simulators, policy, total = make_simulators(Pendulum()), teacher_policy(), 0.0
     simulators.grow(1)
-    from opdbench.rl.world import EVALUATION_STREAM
-    from opdbench.seeds import derive
-
     observation = simulators.reset(0, derive(EVALUATION_STREAM, "pendulum@1", "test", 0))
     for _ in range(200):
         mean = policy.head(policy.features(torch.from_numpy(observation)[None, None], torch.ones(1)))[0, 0]
@@ -150,15 +149,15 @@ def test_is_the_same_after_storing_and_categoricals_are_stored_as_before(tmp_pat
 
 def test_policies_that_do_not_fit_are_refused() -> None:
     counted = ControlPolicy(Architecture((3,), 1, (8,)))
-    with pytest.raises(UserError, match="1 actions, the environment has .* vectors of 1 real numbers"):
+    with pytest.raises(UserError, match=r"1 actions, the environment has .* vectors of 1 real numbers"):
         ControlWorld(Pendulum(), counted, None, seed=0)
-    with pytest.raises(UserError, match="vectors of 1 real numbers, the environment has .* and 2 actions"):
+    with pytest.raises(UserError, match=r"vectors of 1 real numbers, the environment has .* and 2 actions"):
         ControlWorld(CartPole(), teacher_policy(), None, seed=0)
     with pytest.raises(UserError, match="no Gaussian"):
         Mixed([teacher_policy(), teacher_policy()], torch.zeros(1, 1, 3), [0.5, 0.5])
 
 
-# --------------------------------------------------------------------------------------------------------------- methods
+# -------------------------------------------------------------------------------------------------------------- methods
 
 
 LEARN = {"kd": (KD, {}), "gkd, forward": (GKD, {"divergence": "forward_kl"}),
