@@ -8,11 +8,16 @@ run's seed, with a deviation of 1, and sees every number divided by `student_sca
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opdbench.rl.train_teacher import TeacherRecipe
 from opdbench.tasks.control import GymControl
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 class Pendulum(GymControl):
@@ -47,6 +52,18 @@ class _MuJoCo(GymControl):
     training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "schedule": "linear", "batch": 16, "horizon": 64}
     budget: ClassVar[Mapping[str, float]] = {"steps": 500}
     install: ClassVar[str] = 'pip install "opdbench[mujoco]"'
+
+    def make(self) -> gymnasium.Env[Any, Any]:
+        with suppress(ImportError):  # what is missing is said below
+            import mujoco
+
+            # By itself it writes its warnings into a file MUJOCO_LOG.TXT wherever one happens to be.
+            mujoco.set_mju_user_warning(_warn)
+        return super().make()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"MuJoCo: {text.strip()}", RuntimeWarning, stacklevel=2)
 
 
 class Hopper(_MuJoCo):
