@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from opdbench.distributions import Gaussian
+from opdbench.errors import UserError
 from opdbench.rollouts import Source
 
 
 class Decision(NamedTuple):
     """What was chosen in B states."""
 
-    action_b: Tensor  # int64 [B]
+    action_b: Tensor  # int64 [B], or float32 [B, D] where actions are vectors
     logp_b: Tensor  # float32 [B], under the distribution that was sampled from
     source_b: Tensor  # uint8 [B], a Source
 
@@ -29,7 +31,8 @@ class Actor(Protocol):
     """Chooses actions from logits. A model that `uses_*` does not ask for is not run, and its logits are None.
 
     In control tasks an actor with a method `look(observation_b)` is shown the states before it acts in them, so that it
-    may plan.
+    may plan. Where actions are vectors of real numbers, one that says `continuous = True` gets `Gaussian`s in place of
+    logits, and all others are refused.
     """
 
     @property
@@ -46,18 +49,45 @@ class Actor(Protocol):
 ACTION, COIN = 0, 1  # columns of uniform numbers: which action, and who chooses it
 N_DRAWS = 2
 STEP = 2  # no draw: how many steps the trajectory has taken, environment turns included
+MORE = 3  # from here on, which action, where one number does not say it
 
 
-def uniform_table(n: int, horizon: int, generator: Generator) -> Tensor:
+def uniform_table(n: int, horizon: int, generator: Generator, action_draws: int = 1) -> Tensor:
     """All random numbers of a rollout: float64 [T, B, D], uniform in [0, 1), on the CPU; and the steps' numbers.
 
     A trajectory's draw at a step is the number in its place, so that it depends neither on the device, nor on which
     trajectories are written together, nor on which of them are still going on. Two actors that are handed one table
     use common random numbers. Time comes first: a longer horizon only adds to a table.
+
+    Args:
+        action_draws: numbers that one action takes: for a vector of real numbers, as many as it has.
     """
-    draws_tbd = torch.rand(horizon, n, N_DRAWS, dtype=torch.float64, generator=generator)
+    draws_tbd = torch.rand(horizon, n, N_DRAWS + action_draws - 1, dtype=torch.float64, generator=generator)
     step_tb1 = torch.arange(horizon, dtype=torch.float64)[:, None, None].expand(-1, n, -1)
-    return torch.cat([draws_tbd, step_tb1], -1)
+    return torch.cat([draws_tbd[..., :N_DRAWS], step_tb1, draws_tbd[..., N_DRAWS:]], -1)
+
+
+def draw(said: Tensor | Gaussian, temperature: float, uniform_bd: Tensor) -> tuple[Tensor, Tensor]:
+    """One action a row and its log-probability [B] from logits (`sample`) or from Gaussians (`Gaussian.draw`).
+
+    Args:
+        uniform_bd: the action's own numbers alone: one a row for logits.
+    """
+    if isinstance(said, Gaussian):
+        return said.draw(temperature, uniform_bd)
+    return sample(said, temperature, uniform_bd[:, 0])
+
+
+def _draw(said: Tensor | Gaussian, temperature: float, uniform_bd: Tensor) -> tuple[Tensor, Tensor]:
+    """`draw` with rows of a `uniform_table`."""
+    if isinstance(said, Gaussian):
+        return said.draw(temperature, torch.cat([uniform_bd[:, :1], uniform_bd[:, MORE:]], -1))
+    return sample(said, temperature, uniform_bd[:, ACTION])
+
+
+def _choose(first_b: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` where it is to be the first, else `other`: values [B], or [B, D]."""
+    return torch.where(first_b if one.dim() == 1 else first_b[:, None], one, other)
 
 
 def sample(logits_ba: Tensor, temperature: float, uniform_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,11 +141,16 @@ class Student:
     top_p: float = 1.0
     uses_student: bool = True
     uses_teacher: bool = False
+    continuous: ClassVar[bool] = True
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+    def act(self, student_logits_ba: Tensor | Gaussian | None, teacher_logits_ba: Tensor | Gaussian | None,
+            uniform_bd: Tensor) -> Decision:
         assert student_logits_ba is not None
         if self.top_p == 1:
-            action_b, logp_b = sample(student_logits_ba, self.temperature, uniform_bd[:, ACTION])
+            action_b, logp_b = _draw(student_logits_ba, self.temperature, uniform_bd)
+        elif isinstance(student_logits_ba, Gaussian):
+            raise UserError(f"top_p={self.top_p} keeps the most likely of finitely many actions, and the actions here "
+                            "are vectors of real numbers", "leave top_p at 1, or choose a task with discrete actions")
         else:
             logits_ba = nucleus(_tempered(student_logits_ba, self.temperature), self.top_p)
             action_b, logp_b = sample(logits_ba, 1.0, uniform_bd[:, ACTION])
@@ -129,10 +164,12 @@ class Teacher:
     temperature: float = 1.0
     uses_student: bool = False
     uses_teacher: bool = True
+    continuous: ClassVar[bool] = True
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+    def act(self, student_logits_ba: Tensor | Gaussian | None, teacher_logits_ba: Tensor | Gaussian | None,
+            uniform_bd: Tensor) -> Decision:
         assert teacher_logits_ba is not None
-        action_b, logp_b = sample(teacher_logits_ba, self.temperature, uniform_bd[:, ACTION])
+        action_b, logp_b = _draw(teacher_logits_ba, self.temperature, uniform_bd)
         return Decision(action_b, logp_b, _sources(action_b, Source.TEACHER))
 
 
@@ -148,6 +185,7 @@ class Mixture:
     beta: float
     student_temperature: float = 1.0
     teacher_temperature: float = 1.0
+    continuous: ClassVar[bool] = True
 
     @property
     def uses_student(self) -> bool:
@@ -157,24 +195,34 @@ class Mixture:
     def uses_teacher(self) -> bool:
         return self.beta > 0
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+    def act(self, student_logits_ba: Tensor | Gaussian | None, teacher_logits_ba: Tensor | Gaussian | None,
+            uniform_bd: Tensor) -> Decision:
         if not self.uses_teacher:
             return Student(self.student_temperature).act(student_logits_ba, None, uniform_bd)
         if not self.uses_student:
             return Teacher(self.teacher_temperature).act(None, teacher_logits_ba, uniform_bd)
         assert student_logits_ba is not None and teacher_logits_ba is not None
-        uniform_b = uniform_bd[:, ACTION]  # for both: only one of the two actions is taken
-        student_action_b, student_logp_b = sample(student_logits_ba, self.student_temperature, uniform_b)
-        teacher_action_b, teacher_logp_b = sample(teacher_logits_ba, self.teacher_temperature, uniform_b)
+        # The same numbers for both: only one of the two actions is taken.
+        student_action_b, student_logp_b = _draw(student_logits_ba, self.student_temperature, uniform_bd)
+        teacher_action_b, teacher_logp_b = _draw(teacher_logits_ba, self.teacher_temperature, uniform_bd)
         from_teacher_b = uniform_bd[:, COIN] < self.beta
-        action_b = torch.where(from_teacher_b, teacher_action_b, student_action_b)
+        action_b = _choose(from_teacher_b, teacher_action_b, student_action_b)
         logp_b = torch.where(from_teacher_b, teacher_logp_b, student_logp_b)
         if self.student_temperature > 0 and self.teacher_temperature > 0:
-            mixed_ba = (self.beta * _tempered(teacher_logits_ba, self.teacher_temperature).softmax(-1)
-                        + (1 - self.beta) * _tempered(student_logits_ba, self.student_temperature).softmax(-1))
-            logp_b = mixed_ba.gather(-1, action_b[:, None])[:, 0].log().float()
+            logp_b = self._logp(student_logits_ba, teacher_logits_ba, action_b)
         source_b = torch.where(from_teacher_b, _sources(action_b, Source.TEACHER), _sources(action_b, Source.STUDENT))
         return Decision(action_b, logp_b, source_b)
+
+    def _logp(self, student: Tensor | Gaussian, teacher: Tensor | Gaussian, action_b: Tensor) -> Tensor:
+        """Of the actions under both together."""
+        if isinstance(student, Gaussian) and isinstance(teacher, Gaussian):
+            return torch.logaddexp(teacher.tempered(self.teacher_temperature).logp(action_b) + math.log(self.beta),
+                                   student.tempered(self.student_temperature).logp(action_b)
+                                   + math.log1p(-self.beta)).float()
+        assert isinstance(student, Tensor) and isinstance(teacher, Tensor)
+        mixed_ba = (self.beta * _tempered(teacher, self.teacher_temperature).softmax(-1)
+                    + (1 - self.beta) * _tempered(student, self.student_temperature).softmax(-1))
+        return mixed_ba.gather(-1, action_b[:, None])[:, 0].log().float()
 
 
 @dataclass(frozen=True)
@@ -186,18 +234,20 @@ class Handover:
     student_temperature: float = 1.0
     teacher_temperature: float = 1.0
     uses_student: bool = True
+    continuous: ClassVar[bool] = True
 
     @property
     def uses_teacher(self) -> bool:
         return self.n_steps > 0
 
-    def act(self, student_logits_ba: Tensor | None, teacher_logits_ba: Tensor | None, uniform_bd: Tensor) -> Decision:
+    def act(self, student_logits_ba: Tensor | Gaussian | None, teacher_logits_ba: Tensor | Gaussian | None,
+            uniform_bd: Tensor) -> Decision:
         student = Student(self.student_temperature).act(student_logits_ba, None, uniform_bd)
         if not self.uses_teacher:
             return student
         teacher = Teacher(self.teacher_temperature).act(None, teacher_logits_ba, uniform_bd)
         by_teacher_b = uniform_bd[:, STEP] < self.n_steps
-        return Decision(*(torch.where(by_teacher_b, *sides) for sides in zip(teacher, student, strict=True)))
+        return Decision(*(_choose(by_teacher_b, *sides) for sides in zip(teacher, student, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -250,4 +300,4 @@ class EpsilonGreedy:
 
 
 def _sources(action_b: Tensor, source: Source) -> Tensor:
-    return torch.full(action_b.shape, int(source), dtype=torch.uint8, device=action_b.device)
+    return torch.full(action_b.shape[:1], int(source), dtype=torch.uint8, device=action_b.device)

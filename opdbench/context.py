@@ -220,7 +220,7 @@ class Context:
             return {TEACHER_FEATURES: features_bth}
         mask_bt = rollouts.mask_bt
         values_n = self._reduce_rows(teacher, features_bth[mask_bt], rollouts.action_bt[mask_bt], needs)
-        column_bt = torch.zeros(mask_bt.shape, dtype=values_n.dtype, device=values_n.device)
+        column_bt = values_n.new_zeros(*mask_bt.shape, *values_n.shape[1:])
         column_bt[mask_bt] = values_n
         return {_COLUMNS[needs]: column_bt}
 
@@ -271,7 +271,7 @@ class Context:
         chunks, size = [], self.execution.rows_at_once(policy.n_actions)
         for part in parts:
             features_nh, layers_nlh = visited(policy, part)
-            table = RowTable(part, policy.project, None if teacher is None else teacher.project, self.comparison)
+            table = RowTable(part, policy, teacher, self.comparison)
             chunks += [value(table.chunk(features_nh[start:start + size], start, start + size,
                                          None if layers_nlh is None else layers_nlh[start:start + size]))
                        for start in range(0, max(1, len(features_nh)), size)]
@@ -288,18 +288,17 @@ class Context:
         return dict(answer.columns)
 
     def _reduce_rows(self, teacher: Policy, features_nh: Tensor, action_n: Tensor, needs: Needs) -> Tensor:
-        from opdbench.distributions import Categorical
-
         chunks, size = [], self.execution.rows_at_once(teacher.n_actions)
         for start in range(0, max(1, features_nh.shape[0]), size):
             stop = start + size
-            distribution = Categorical(teacher.project(features_nh[start:stop]))
+            distribution = teacher.distribution(features_nh[start:stop])
             if needs == Needs.SAMPLED:
                 chunks.append(distribution.logp(action_n[start:stop]))
                 self._require_numbers(chunks[-1])
             else:
                 chunks.append(distribution.mode())  # which is a NaN where there is one
-                self._require_numbers(distribution.logits_na.gather(-1, chunks[-1][:, None]))
+                self._require_numbers(distribution.logp(chunks[-1]) if teacher.continuous else
+                                      distribution.logits_na.gather(-1, chunks[-1][:, None]))
         return torch.cat(chunks)
 
     def _require_numbers(self, value_n: Tensor) -> None:

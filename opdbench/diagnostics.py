@@ -4,6 +4,7 @@ Distances are taken on the first rows of each step (256 of them), since they are
 update where the method asks for the teacher's whole distribution, after it where it does not. Counts and lengths are
 over all trajectories. `top_k_mass` is what the student gives to the teacher's `top_k` most likely actions, on whatever
 support the two are compared; `teacher_mass` and `student_mass` are what each has inside a support that is not full.
+Where actions are vectors of real numbers there is no `agreement` and no `top_k_mass`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from opdbench import divergences
 from opdbench.distiller import Loss
+from opdbench.distributions import Gaussian
 from opdbench.pieces import PIECE_HEAD
 from opdbench.rollouts import Rollouts, Source
 from opdbench.rows import TEACHER_FEATURES, TEACHER_LOGP, Rows
@@ -82,6 +84,8 @@ class StepMeter:
         self._add("teacher_entropy", teacher.entropy().double())
         self._add("forward_kl", divergences.forward_kl(teacher, student).double())
         self._add("reverse_kl", divergences.reverse_kl(teacher, student).double())
+        if isinstance(teacher, Gaussian):
+            return
         self._add("agreement", (teacher.mode() == student.mode()).double())
         top_nk = teacher.logits_na[:TOP_K_SAMPLE].topk(min(rows.top_k, teacher.logits_na.shape[-1])).indices
         self._add("top_k_mass", student.logp_na[:TOP_K_SAMPLE].gather(-1, top_nk).exp().sum(-1).double())

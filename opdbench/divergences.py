@@ -23,8 +23,12 @@ refuses the ends, and the two rescaled families that do reach them are `forward_
 
 so that JSD(beta) = beta SKL(beta) + (1 - beta) SRKL(1 - beta).
 
-The gradients in the student's logits have closed forms, so value and gradient are made together: one matrix of rows x
-actions is kept where automatic differentiation keeps half a dozen, which is most of what a step costs in memory.
+Between Gaussians the forward KL, the reverse KL and Jeffreys have closed forms; all others are refused by name. Of
+actions that an environment clips these are the divergences before the clipping.
+
+Between categoricals the gradients in the student's logits have closed forms, so value and gradient are made together:
+one matrix of rows x actions is kept where automatic differentiation keeps half a dozen, which is most of what a step
+costs in memory.
 """
 
 from __future__ import annotations
@@ -39,23 +43,28 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from opdbench.distributions import Categorical
+from opdbench.distributions import Categorical, Distribution, Gaussian
+from opdbench.errors import UserError
 
 # (log p, log q, whether the gradient is wanted) -> the divergence [N], and its gradient in the student's logits [N, A]
 ClosedForm = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-def forward_kl(teacher: Categorical, student: Categorical) -> Tensor:
+def forward_kl(teacher: Distribution, student: Distribution) -> Tensor:
     """KL(p || q) [N], mean-covering; its gradient equals the cross-entropy's with the teacher as soft label."""
+    if isinstance(teacher, Gaussian) and isinstance(student, Gaussian):
+        return _gaussian_kl(_constant(teacher), student)
     return _divergence(_forward_kl, teacher, student)
 
 
-def reverse_kl(teacher: Categorical, student: Categorical) -> Tensor:
+def reverse_kl(teacher: Distribution, student: Distribution) -> Tensor:
     """KL(q || p) [N], mode-seeking."""
+    if isinstance(teacher, Gaussian) and isinstance(student, Gaussian):
+        return _gaussian_kl(student, _constant(teacher))
     return _divergence(_reverse_kl, teacher, student)
 
 
-def generalized_jsd(teacher: Categorical, student: Categorical, beta: float) -> Tensor:
+def generalized_jsd(teacher: Distribution, student: Distribution, beta: float) -> Tensor:
     """JSD(beta) [N] for 0 < beta < 1; bounded by the binary entropy of beta, ln 2 at most.
 
     Raises:
@@ -66,26 +75,28 @@ def generalized_jsd(teacher: Categorical, student: Categorical, beta: float) -> 
     return _divergence(partial(_generalized_jsd, beta=beta), teacher, student)
 
 
-def forward_scaled_jsd(teacher: Categorical, student: Categorical, beta: float) -> Tensor:
+def forward_scaled_jsd(teacher: Distribution, student: Distribution, beta: float) -> Tensor:
     """JSD(beta) / beta [N] for 0 <= beta < 1: continuous in beta, and the forward KL itself at beta = 0."""
     if not 0 <= beta < 1:
         raise ValueError(f"JSD(beta)/beta needs 0 <= beta < 1, not {beta}")
     return forward_kl(teacher, student) if beta == 0 else generalized_jsd(teacher, student, beta) / beta
 
 
-def reverse_scaled_jsd(teacher: Categorical, student: Categorical, beta: float) -> Tensor:
+def reverse_scaled_jsd(teacher: Distribution, student: Distribution, beta: float) -> Tensor:
     """JSD(beta) / (1 - beta) [N] for 0 < beta <= 1: continuous in beta, and the reverse KL itself at beta = 1."""
     if not 0 < beta <= 1:
         raise ValueError(f"JSD(beta)/(1 - beta) needs 0 < beta <= 1, not {beta}")
     return reverse_kl(teacher, student) if beta == 1 else generalized_jsd(teacher, student, beta) / (1 - beta)
 
 
-def jeffreys(teacher: Categorical, student: Categorical) -> Tensor:
+def jeffreys(teacher: Distribution, student: Distribution) -> Tensor:
     """KL(p || q) + KL(q || p) [N]; infinite where either rules out what the other does."""
+    if isinstance(teacher, Gaussian) and isinstance(student, Gaussian):
+        return forward_kl(teacher, student) + reverse_kl(teacher, student)
     return _divergence(_jeffreys, teacher, student)
 
 
-def skew_kl(teacher: Categorical, student: Categorical, alpha: float | Tensor) -> Tensor:
+def skew_kl(teacher: Distribution, student: Distribution, alpha: float | Tensor) -> Tensor:
     """KL(p || alpha p + (1 - alpha) q) [N] for 0 <= alpha < 1 (Ko et al. 2024, arXiv 2402.03898, eq. 3).
 
     Bounded by -log alpha; at alpha = 0 it is the forward KL, and as alpha -> 1 it vanishes like (1 - alpha)^2.
@@ -93,7 +104,7 @@ def skew_kl(teacher: Categorical, student: Categorical, alpha: float | Tensor) -
     return _divergence(partial(_skew_kl, alpha=_skew(alpha)), teacher, student)
 
 
-def skew_reverse_kl(teacher: Categorical, student: Categorical, alpha: float | Tensor) -> Tensor:
+def skew_reverse_kl(teacher: Distribution, student: Distribution, alpha: float | Tensor) -> Tensor:
     """KL(q || (1 - alpha) p + alpha q) [N] for 0 <= alpha < 1 (Ko et al. 2024, eq. 4).
 
     Bounded by -log alpha; at alpha = 0 it is the reverse KL. The mixture moves with the student: holding it fixed, as
@@ -102,18 +113,18 @@ def skew_reverse_kl(teacher: Categorical, student: Categorical, alpha: float | T
     return _divergence(partial(_skew_reverse_kl, alpha=_skew(alpha)), teacher, student)
 
 
-def mixture(teacher: Categorical, student: Categorical, teacher_share: float | Tensor) -> Categorical:
+def mixture(teacher: Distribution, student: Distribution, teacher_share: float | Tensor) -> Categorical:
     """`teacher_share` p + (1 - `teacher_share`) q, a constant: no gradient flows through it. Shares may differ by row
     ([N])."""
     return Categorical(_log_mixture(teacher.logp_na, student.logp_na.detach(), teacher_share))
 
 
-def total_variation(teacher: Categorical, student: Categorical) -> Tensor:
+def total_variation(teacher: Distribution, student: Distribution) -> Tensor:
     """1/2 sum_a |p - q| [N], between 0 and 1. Where p = q for an action, its subgradient is taken as 0."""
     return _divergence(_total_variation, teacher, student)
 
 
-def alpha_divergence(teacher: Categorical, student: Categorical, alpha: float) -> Tensor:
+def alpha_divergence(teacher: Distribution, student: Distribution, alpha: float) -> Tensor:
     """(1 - sum_a p^alpha q^(1 - alpha)) / (alpha (1 - alpha)) [N] (Amari's family; Minka 2005, eq. 6).
 
     alpha -> 1 is the forward KL, alpha -> 0 the reverse KL, and alpha = 1/2 four times the squared Hellinger distance.
@@ -126,7 +137,7 @@ def alpha_divergence(teacher: Categorical, student: Categorical, alpha: float) -
     return _divergence(partial(_alpha_divergence, alpha=alpha), teacher, student)
 
 
-def logit_mse(teacher: Categorical, student: Categorical, *, centred: bool = False) -> Tensor:
+def logit_mse(teacher: Distribution, student: Distribution, *, centred: bool = False) -> Tensor:
     """mean_a (z_q - z_p)^2 [N] of raw logits (Kim et al. 2021, arXiv 2105.08919, eq. 4).
 
     Not a divergence of distributions: adding a constant to one side's logits changes it, unless `centred` removes each
@@ -143,7 +154,7 @@ def logit_mse(teacher: Categorical, student: Categorical, *, centred: bool = Fal
     return gap_na.square().mean(-1)
 
 
-def universal_logit_distance(teacher: Categorical, student: Categorical) -> Tensor:
+def universal_logit_distance(teacher: Distribution, student: Distribution) -> Tensor:
     """sum_i |sort(p)_i - sort(q)_i| [N], both sorted downwards (ULD: Boizard et al. 2024, arXiv 2402.12030, eq. 5).
 
     It compares the shapes of two distributions and not their actions, so vocabularies may differ, in size too: the
@@ -159,8 +170,9 @@ def sorted_distance(p_na: Tensor, q_na: Tensor) -> Tensor:
     return (p_na.detach() - q_na).abs().sum(-1)
 
 
-def negative_log_likelihood(student: Categorical, action_n: Tensor) -> Tensor:
-    """-log q(a) [N]: the cross-entropy with a hard label."""
+def negative_log_likelihood(student: Distribution, action_n: Tensor) -> Tensor:
+    """-log q(a) [N]: the cross-entropy with a hard label. Of a Gaussian a log-density, which has no bound: where labels
+    are met exactly, its deviation goes on shrinking."""
     return -student.logp(action_n)
 
 
@@ -272,9 +284,34 @@ def _expected_log_ratio(p_na: Tensor, logp_na: Tensor, logq_na: Tensor) -> tuple
     return value_n, term_na
 
 
-def _divergence(closed_form: ClosedForm, teacher: Categorical, student: Categorical) -> Tensor:
+def _gaussian_kl(one: Gaussian, other: Gaussian) -> Tensor:
+    """KL(one || other) [N] = sum_d log(s' / s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, of means m and deviations s.
+
+    With the ratio of the variances less 1 as one term, it stays exact where the two are nearly equal.
+    """
+    ratio_nd = one.log_std_nd - other.log_std_nd
+    gap_nd = (one.mean_nd - other.mean_nd) * (-other.log_std_nd).exp()
+    return (0.5 * torch.expm1(2 * ratio_nd) - ratio_nd + 0.5 * gap_nd.square()).sum(-1)
+
+
+def _constant(teacher: Gaussian) -> Gaussian:
+    if (teacher.mean_nd.requires_grad or teacher.log_std_nd.requires_grad) and torch.is_grad_enabled():
+        raise ValueError(_STUDENT_ONLY)
+    return teacher
+
+
+_STUDENT_ONLY = "divergences are differentiable in the student only; detach the teacher"
+
+
+def _divergence(closed_form: ClosedForm, teacher: Distribution, student: Distribution) -> Tensor:
+    if isinstance(teacher, Gaussian) or isinstance(student, Gaussian):
+        name = getattr(closed_form, "func", closed_form).__name__.strip("_")
+        raise UserError(f"the divergence {name} has no closed form between Gaussians, and the actions here are vectors "
+                        "of real numbers; forward_kl, reverse_kl and jeffreys have one",
+                        "let the method compare by one of them, such as --set divergence=reverse_kl, or choose a task "
+                        "with discrete actions")
     if teacher.logits_na.requires_grad and torch.is_grad_enabled():
-        raise ValueError("divergences are differentiable in the student only; detach the teacher")
+        raise ValueError(_STUDENT_ONLY)
     value_n: Tensor = _ClosedForm.apply(  # type: ignore[no-untyped-call]
         student.logits_na, student.logp_na.detach(), teacher.logp_na, closed_form)
     return value_n

@@ -24,8 +24,7 @@ def gradient(method: Distiller, ctx: Context, rollouts: Rollouts) -> Tensor:
         rows = part.n_rows
         if rows:
             features_nh, layers_nlh = visited(ctx.student, part)
-            table = RowTable(part, ctx.student.project, None if ctx.teacher is None else ctx.teacher.project,
-                             ctx.comparison)
+            table = RowTable(part, ctx.student, ctx.teacher, ctx.comparison)
             value_n = method.loss(table.chunk(features_nh, 0, rows, layers_nlh), ctx).value_n
             loss = (value_n * weight_n[first:first + rows].to(value_n.dtype)).sum()
             found = torch.autograd.grad(loss, weights, allow_unused=True)

@@ -89,7 +89,7 @@ class Trainer:
         few = rollouts.select(range(min(enough, rollouts.n_trajectories)))
         few = few.with_columns(per_step={TEACHER_FEATURES: self.ctx.world.teacher_features(few)})
         features_nh = self.ctx.student.features(few.input_bt, few.length_b)[few.mask_bt]
-        table = RowTable(few, self.ctx.student.project, teacher.project, self.ctx.comparison)
+        table = RowTable(few, self.ctx.student, teacher, self.ctx.comparison)
         meter.add_distance(table.chunk(features_nh[:SAMPLE], 0, min(SAMPLE, len(features_nh))))
 
     def _update(self, minibatch: Rollouts, meter: StepMeter) -> None:
@@ -127,7 +127,7 @@ class Trainer:
             return
         student, teacher = self.ctx.student, self.ctx.teacher
         features_nh, layers_nlh = visited(student, micro)
-        table = RowTable(micro, student.project, None if teacher is None else teacher.project, self.ctx.comparison)
+        table = RowTable(micro, student, teacher, self.ctx.comparison)
         chunk = self.ctx.execution.rows_at_once(student.n_actions) if self.method.row_wise else len(weight_n)
         if len(weight_n) <= chunk:
             self._backward(table.chunk(features_nh, 0, len(weight_n), layers_nlh), weight_n, meter)

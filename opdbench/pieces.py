@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from opdbench.distributions import Categorical
+from opdbench.distributions import Categorical, Distribution
 from opdbench.rollouts import Rollouts
 from opdbench.rows import Rows
 
@@ -96,10 +96,10 @@ class Pieces:
         prefix_n, since_n: the columns OPEN_PREFIX and SINCE_HEAD.
     """
 
-    every: Categorical
+    every: Distribution
     row_c: Tensor
-    teacher: Categorical
-    student: Categorical
+    teacher: Distribution
+    student: Distribution
     teacher_token_c: Tensor
     student_token_c: Tensor
     teacher_rest_c: Tensor
@@ -191,7 +191,7 @@ class Pieces:
         student_r = self.student_logp_c[piece_r] - self._begun(self.student, piece_r, both.beginning_s == begin_r1)
         return self.row_c[piece_r], _event(teacher_r), _event(student_r)
 
-    def _begun(self, side: Categorical, piece_r: Tensor, same_ra: Tensor) -> Tensor:
+    def _begun(self, side: Distribution, piece_r: Tensor, same_ra: Tensor) -> Tensor:
         """Log-probability [R] of the actions with the same beginning; 0 for what the teacher cannot have written."""
         logp_r = side.logp_na[piece_r].masked_fill(~same_ra, -math.inf).logsumexp(-1)
         return logp_r.where(self.possible_c[piece_r], 0.0)

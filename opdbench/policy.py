@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from opdbench.distributions import Categorical, Distribution
 from opdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Policy(nn.Module, ABC):
     """A student or a teacher.
 
     Attributes:
-        n_actions: size of the action set.
+        n_actions: size of the action set; where actions are vectors of real numbers, how many numbers.
+        continuous: whether they are; then `distribution` gives Gaussians.
         n_features: H, for methods that put a head of their own on features; control policies say it.
         average: what moves it after every step, when it is a teacher that follows the student (opdbench.copies).
     """
 
     n_actions: int
+    continuous: bool = False
     n_features: int
     average: Average | None = None
 
@@ -44,7 +47,11 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def project(self, features_nh: Tensor) -> Tensor:
-        """Logits [N, A] (float32 or wider) of features [N, H]."""
+        """Logits [N, A] (float32 or wider) of features [N, H]; or what else `distribution` is parametrised by."""
+
+    def distribution(self, features_nh: Tensor) -> Distribution:
+        """What the policy would do in states with these features [N, H]."""
+        return Categorical(self.project(features_nh))
 
     def state_values(self, features_nh: Tensor) -> Tensor:
         """The expected return [N] of the policy itself from states with these features, where it knows it.

@@ -2,7 +2,7 @@
 
 A state is a state. In a language model the input at step t is the token read there, the state is the prefix up to and
 including it, and the action is the next token. In a control task the input is the observation, which is the state.
-Suffixes name shapes: b trajectories, t steps, n rows (visited states), a actions, h features.
+Suffixes name shapes: b trajectories, t steps, n rows (visited states), a actions, d numbers of an action, h features.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Rollouts:
 
     Attributes:
         input_bt: what is read at step t: token ids [B, T] (int64), or observations [B, T, ...].
-        action_bt: what was chosen there, int64 [B, T]; for language models the next token. Undefined where NOBODY.
+        action_bt: what was chosen there, int64 [B, T]; for language models the next token; float32 [B, T, D] where
+            actions are vectors of real numbers. Undefined where NOBODY.
         source_bt: uint8 [B, T], a `Source`.
         behaviour_logp_bt: float32 [B, T], log-probability of the action under the distribution that sampled it, at the
             sampling temperature; NaN where it is not known (data).

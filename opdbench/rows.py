@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from opdbench.distributions import Categorical
+from opdbench.distributions import Distribution
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.support import Comparison, TopK
@@ -20,9 +20,9 @@ TEACHER_LAYERS = "teacher_layers"  # [B, T, L, H]: what every layer gives out, w
 TEACHER_LOGP = "teacher_logp"  # [B, T]: of the action taken
 TEACHER_TOPK_ID = "teacher_topk_id"  # [B, T, K] int64: all that some teachers reveal (opdbench.support.TopK)
 TEACHER_TOPK_LOGP = "teacher_topk_logp"  # [B, T, K]
-TEACHER_ACTION = "teacher_action"  # [B, T]: the teacher's most likely action
+TEACHER_ACTION = "teacher_action"  # [B, T], or [B, T, D]: the teacher's most likely action
 
-Projection = Callable[[Tensor], Tensor]  # features [N, H] -> logits [N, A]
+Projection = Callable[[Tensor], Distribution]  # features [N, H] -> N distributions
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Rows:
 
     Attributes:
         features_nh: the student's features, for losses on hidden states.
-        action_n: int64, the action taken; source_n: uint8, a `Source`; reward_n: float32.
+        action_n: int64, the action taken, or float32 [N, D] where actions are vectors of real numbers.
+        source_n: uint8, a `Source`; reward_n: float32.
         behaviour_logp_n: float32, the action's log-probability when it was sampled (NaN for data).
         columns: everything that `prepare` or the teacher added, one entry a row: [N, ...]. A column with one value
             a trajectory is repeated over its rows.
@@ -52,25 +53,25 @@ class Rows:
     """The probability [N] inside the support, by side: filled by `pair`, logged by the loop."""
 
     @cached_property
-    def student(self) -> Categorical:
-        return Categorical(self._student(self.features_nh))
+    def student(self) -> Distribution:
+        return self._student(self.features_nh)
 
     @cached_property
-    def teacher(self) -> Categorical:
+    def teacher(self) -> Distribution:
         """The teacher's whole distribution; there when the method's need is FULL."""
         if self._teacher is None or TEACHER_FEATURES not in self.columns:
             raise LookupError("this method did not ask for the teacher's full distribution: set needs = Needs.FULL")
         with torch.no_grad():
-            return Categorical(self._teacher(self.columns[TEACHER_FEATURES]))
+            return self._teacher(self.columns[TEACHER_FEATURES])
 
-    def teacher_at(self, row_c: Tensor) -> Categorical:
+    def teacher_at(self, row_c: Tensor) -> Distribution:
         """The teacher's distribution in some of the rows, by number [C]."""
         if self._teacher is None or TEACHER_FEATURES not in self.columns:
             raise LookupError("nobody asked the teacher for its full distribution")
         with torch.no_grad():
-            return Categorical(self._teacher(self.columns[TEACHER_FEATURES][row_c]))
+            return self._teacher(self.columns[TEACHER_FEATURES][row_c])
 
-    def pair(self, comparison: Comparison | None = None) -> tuple[Categorical, Categorical]:
+    def pair(self, comparison: Comparison | None = None) -> tuple[Distribution, Distribution]:
         """(teacher, student), as the run's settings compare them: at its `loss_temperature`, on its `support`; or as a
         method does that has a support of its own."""
         pair = (comparison or self._comparison).pair(self._revealed(), self.student)
@@ -89,7 +90,7 @@ class Rows:
         logp_n = self.columns.get(TEACHER_LOGP)
         return self.teacher.logp(self.action_n) if logp_n is None else logp_n
 
-    def _revealed(self) -> Categorical | TopK:
+    def _revealed(self) -> Distribution | TopK:
         if TEACHER_TOPK_ID in self.columns:
             return TopK(self.columns[TEACHER_TOPK_ID], self.columns[TEACHER_TOPK_LOGP])
         return self.teacher
@@ -111,11 +112,12 @@ class Rows:
 class RowTable:
     """All rows of some rollouts in (trajectory, step) order, cut into chunks on demand."""
 
-    def __init__(self, rollouts: Rollouts, student: Projection, teacher: Projection | None,
+    def __init__(self, rollouts: Rollouts, student: Policy, teacher: Policy | None,
                  comparison: Comparison = Comparison()) -> None:  # noqa: B008 - frozen
         mask_bt = rollouts.mask_bt
         repeats_b = mask_bt.sum(1)
-        self._student, self._teacher, self._comparison = student, teacher, comparison
+        self._student, self._comparison = student.distribution, comparison
+        self._teacher = None if teacher is None else teacher.distribution
         self._fields = {name: getattr(rollouts, f"{name}_bt")[mask_bt]
                         for name in ("action", "source", "behaviour_logp", "reward")}
         self._columns = {

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from opdbench.distributions import Categorical
+from opdbench.distributions import Categorical, Distribution
 from opdbench.errors import UserError
 
 Kind = Literal["full", "teacher", "student", "union", "intersection"]
@@ -44,8 +44,8 @@ class TopK(NamedTuple):
 class Pair(NamedTuple):
     """Both sides on one set of events, and the probability [N] that each has inside the support."""
 
-    teacher: Categorical
-    student: Categorical
+    teacher: Distribution
+    student: Distribution
     teacher_mass_n: Tensor | None = None
     student_mass_n: Tensor | None = None
 
@@ -59,22 +59,22 @@ class Comparison:
     tail: Tail = "bucket"
     temperature: float = 1.0
 
-    def pair(self, teacher: Categorical | TopK, student: Categorical) -> Pair:
+    def pair(self, teacher: Distribution | TopK, student: Distribution) -> Pair:
         """The two distributions to hand to a divergence; differentiable in the student.
 
         Raises:
-            UserError: the teacher reveals only its top k, and that is not enough for these settings.
+            UserError: the teacher reveals only its top k, and that is not enough for these settings; or actions are
+                vectors, among which there are no most likely few.
         """
         student = student.tempered(self.temperature)
         if isinstance(teacher, TopK):
             return self._restrict(self._from_top_k(teacher), student)
         teacher = teacher.tempered(self.temperature)
-        n_actions = student.logits_na.shape[-1]
-        if self.support == "full" or self.top_k >= n_actions:
+        if self.support == "full" or self.top_k >= student.logits_na.shape[-1]:
             return Pair(teacher, student)
         return self._restrict(teacher, student)
 
-    def inside(self, teacher: Categorical, student: Categorical) -> tuple[Tensor, Tensor, Tensor]:
+    def inside(self, teacher: Distribution, student: Distribution) -> tuple[Tensor, Tensor, Tensor]:
         """(which candidates are in the support [N, M], the teacher's and the student's log-probabilities of them): as
         they are, neither renormalised nor with a tail, and at temperature 1."""
         everything = min(self.top_k, student.logits_na.shape[-1])
@@ -93,7 +93,7 @@ class Comparison:
                             f"{self.temperature}", "--set tail=renormalise, or --set loss_temperature=1")
         return TopK(teacher.id_nk[:, :self.top_k], teacher.logp_nk[:, :self.top_k] / self.temperature)
 
-    def _restrict(self, teacher: Categorical | TopK, student: Categorical) -> Pair:
+    def _restrict(self, teacher: Distribution | TopK, student: Distribution) -> Pair:
         id_nm, inside_nm, logp_nm = self._actions(teacher, student)
         logq_nm = student.logp_na.gather(-1, id_nm)
         logp_nm, logq_nm = (side.masked_fill(~inside_nm, -math.inf) for side in (logp_nm, logq_nm))
@@ -113,7 +113,7 @@ class Comparison:
         return Pair(Categorical(torch.cat([logp_nm, teacher_tail_n[:, None]], -1)),
                     Categorical(torch.cat([logq_nm, student_tail_n[:, None]], -1)), *masses)
 
-    def _actions(self, teacher: Categorical | TopK, student: Categorical) -> tuple[Tensor, Tensor, Tensor]:
+    def _actions(self, teacher: Distribution | TopK, student: Distribution) -> tuple[Tensor, Tensor, Tensor]:
         """Candidate actions [N, M], which of them are in the support, and the teacher's log-probabilities of them."""
         if isinstance(teacher, TopK):
             return teacher.id_nk, teacher.logp_nk > -math.inf, teacher.logp_nk
@@ -134,7 +134,7 @@ class Comparison:
         return id_nm, inside_nm, teacher.logp_na.gather(-1, id_nm)
 
 
-def top_k_forward_kl(teacher: Categorical, student: Categorical, k: int) -> Tensor:
+def top_k_forward_kl(teacher: Distribution, student: Distribution, k: int) -> Tensor:
     """sum_S p~ (log p~ - log q) [N] over the teacher's `k` most likely actions S, p~ the teacher renormalised on them
     and q as it is: KL(p~ || q~) - log q(S), so it also asks for the student's mass in S, and is at least -log of it."""
     with torch.no_grad():
@@ -143,7 +143,7 @@ def top_k_forward_kl(teacher: Categorical, student: Categorical, k: int) -> Tens
     return (logp_nk.exp() * (logp_nk - student.logp_na.gather(-1, id_nk))).sum(-1)
 
 
-def _log_outside(side: Categorical, id_nm: Tensor, inside_nm: Tensor) -> Tensor:
+def _log_outside(side: Distribution, id_nm: Tensor, inside_nm: Tensor) -> Tensor:
     """log of the probability [N] of all actions outside the support; -inf, without a gradient, where there is none.
 
     Summed over those actions: one minus the sum over the others would lose a small tail to rounding.

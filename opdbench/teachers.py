@@ -42,10 +42,16 @@ class Several(Policy):
     Args:
         parts: at least one, over the same actions.
         input_bt: the input of any one state, [1, 1, ...], to learn the widths of the parts' features from.
+
+    Raises:
+        UserError: their actions are vectors of real numbers; several Gaussians together are none.
     """
 
     def __init__(self, parts: Sequence[Policy], input_bt: Tensor) -> None:
         super().__init__()
+        if any(part.continuous for part in parts):
+            raise UserError("teachers whose actions are vectors of real numbers cannot be made into one: several "
+                            "Gaussians together are no Gaussian", "name one of them with --teacher")
         self.parts = nn.ModuleList(parts)
         self.n_actions = min(part.n_actions for part in parts)
         with torch.no_grad():

@@ -23,15 +23,16 @@ class GymControl(ControlTask):
 
     student: ClassVar[str | None] = None  # a fresh network of `student_hidden`, initialised from the run's seed
     teacher_recipe: ClassVar[TeacherRecipe]
+    install: ClassVar[str] = 'pip install "gymnasium[box2d]"'
 
     def make(self) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
         try:
             return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(f"task {self.name} needs a simulator that is not installed: {error}",
-                            'pip install "gymnasium[box2d]"') from error
+                            self.install) from error
 
     def checksum(self) -> str:
         # The environment's rules live in gymnasium; its version is in the record's provenance.

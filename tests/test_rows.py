@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from opdbench.conformance.compare import same_bits
 from opdbench.conformance.enumerable import END, A, B
 from opdbench.conformance.harness import make_rows, pad_with_garbage
 from opdbench.distiller import Needs
+from opdbench.distributions import Categorical
 from opdbench.lm.generate import Completion, to_rollouts
 from opdbench.rollouts import Rollouts, Source
 from opdbench.rows import RowTable, row_weights
@@ -150,7 +153,7 @@ def test_parts_are_normalised_apart() -> None:
 
 def table(rollouts: Rollouts) -> tuple[RowTable, Tensor]:
     features_nh = torch.arange(2 * rollouts.n_rows, dtype=torch.float64).view(-1, 2)
-    return RowTable(rollouts, lambda features: features, None), features_nh
+    return RowTable(rollouts, SimpleNamespace(distribution=Categorical), None), features_nh  # type: ignore[arg-type]
 
 
 def test_chunks_are_the_rows_in_order_of_trajectory_and_step() -> None:

@@ -37,7 +37,7 @@ def control_checks(task: ControlTask) -> dict[str, Callable[[], None]]:
 
 
 def _check_spaces(task: ControlTask) -> None:
-    """Observations are arrays of the declared shape and type, actions are discrete."""
+    """Observations are arrays of the declared shape and type, actions are counted or bounded vectors."""
     simulators = make_simulators(task)
     simulators.grow(1)
     observation = simulators.reset(0, 0)
@@ -46,7 +46,7 @@ def _check_spaces(task: ControlTask) -> None:
     with task.make() as environment:
         raw, _ = environment.reset(seed=0)
         require(environment.observation_space.contains(raw), f"the first observation {raw!r} lies outside of its space")
-    require(simulators.n_actions >= 2, "there must be two actions at least")
+    require(simulators.n_actions >= (1 if simulators.continuous else 2), "there must be two actions at least")
     require(all(width > 0 for width in task.student_hidden),
             "`student_hidden` must give the widths of the default student, or nothing for a table")
     require(task.student_scale is None or np.shape(task.student_scale) == simulators.observation_shape,
@@ -67,13 +67,13 @@ def _check_end(task: ControlTask) -> None:
     """Every episode ends, by itself or by the time limit, which is the declared one."""
     simulators = make_simulators(task)
     simulators.grow(1)
-    for policy in ("random", *range(simulators.n_actions)):
+    for constant in (None, *_constant_actions(simulators)):
         simulators.reset(0, 0)
         rng = np.random.default_rng(0)
         ended, steps = False, 0
         while not ended and steps < task.max_episode_steps:
-            action = int(rng.integers(simulators.n_actions)) if policy == "random" else int(policy)
-            after = simulators.step(np.array([0]), np.array([action]))
+            action = simulators.random_actions(1, rng) if constant is None else constant
+            after = simulators.step(np.array([0]), action)
             ended, steps = bool(after.terminated_k[0] or after.truncated_k[0]), steps + 1
         require(ended, f"an episode goes on beyond max_episode_steps = {task.max_episode_steps}: wrap the environment "
                        "in gymnasium.wrappers.TimeLimit, or pass max_episode_steps to gymnasium.make")
@@ -88,7 +88,7 @@ def _check_reset(task: ControlTask) -> None:
     environments.grow(COPIES)
     rng = np.random.default_rng(0)
     for _ in range(min(MOST_STEPS, task.max_episode_steps + 1)):
-        step = environments.step(rng.integers(simulators.n_actions, size=COPIES))
+        step = environments.step(simulators.random_actions(COPIES, rng))
         done_b = step.terminated_b | step.truncated_b
         if done_b.any():
             index = int(done_b.argmax())
@@ -134,11 +134,18 @@ def _random_walk(simulators: Simulators, *, seed: int) -> np.ndarray:
     seen = [_first_observation(simulators, seed).ravel()]
     rng = np.random.default_rng(0)
     for _ in range(200):
-        after = simulators.step(np.array([0]), rng.integers(simulators.n_actions, size=1))
+        after = simulators.step(np.array([0]), simulators.random_actions(1, rng))
         seen += [after.observation_k.ravel(), after.reward_k]
         if after.terminated_k[0] or after.truncated_k[0]:
             break
     return np.concatenate(seen)
+
+
+def _constant_actions(simulators: Simulators) -> list[np.ndarray]:
+    """Every action, one at a time; of vectors, the lowest, the highest and zero."""
+    if simulators.bounds is None:
+        return [np.array([action]) for action in range(simulators.n_actions)]
+    return [action[None] for action in (*simulators.bounds, simulators.no_actions(1)[0])]
 
 
 def _first_observation(simulators: Simulators, seed: int) -> np.ndarray:

@@ -129,7 +129,7 @@ def make_rows(ctx: Context, minibatch: Rollouts) -> Rows:
     """All rows of a minibatch at once, with the graph to the student's weights."""
     student, teacher = ctx.student, ctx.teacher
     features_nh, layers_nlh = visited(student, minibatch)
-    table = RowTable(minibatch, student.project, None if teacher is None else teacher.project, ctx.comparison)
+    table = RowTable(minibatch, student, teacher, ctx.comparison)
     return table.chunk(features_nh, 0, len(features_nh), layers_nlh)
 
 

@@ -80,7 +80,7 @@ def rows_of(look: Look) -> tuple[Rows, Rollouts]:
         few = look.ctx.score(few, Needs.FULL)
     ctx, teacher = look.ctx, look.ctx.teacher
     features_nh, layers_nlh = visited(ctx.student, few)
-    table = RowTable(few, ctx.student.project, None if teacher is None else teacher.project)
+    table = RowTable(few, ctx.student, teacher)
     return table.chunk(features_nh, 0, len(features_nh), layers_nlh), few
 
 

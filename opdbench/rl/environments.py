@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from opdbench.errors import UserError
-from opdbench.rl.simulators import Observations, Simulators
+from opdbench.rl.simulators import Actions, Observations, Simulators
 from opdbench.seeds import derive
 
 
@@ -38,7 +38,7 @@ class Environments:
         self.seed = seed
         self.observation_n: Observations = np.zeros((0, *simulators.observation_shape), simulators.observation_dtype)
         self._episode_n = np.zeros(0, np.int64)
-        self._action_nt = np.zeros((0, 64), np.int64)  # of the running episode; its length is simulators.step_n
+        self._action_nt = simulators.no_actions(0, 64)  # of the running episode; its length is simulators.step_n
 
     @property
     def n(self) -> int:
@@ -56,7 +56,7 @@ class Environments:
         for index in range(first, n):
             self._reset(index)
 
-    def step(self, action_b: NDArray[np.int64]) -> Step:
+    def step(self, action_b: Actions) -> Step:
         """Take one step in the first B environments; those whose episode ended are reset."""
         index_b = np.arange(len(action_b))
         self._log(index_b, action_b)
@@ -70,11 +70,13 @@ class Environments:
         return Step(after.reward_k, after.terminated_k, after.truncated_k)
 
     def state_dict(self) -> dict[str, Any]:
-        """Episode numbers [N], steps [N], actions [N, longest] of the running episodes, and observations [N, ...]."""
+        """Episode numbers [N], steps [N], actions [N, longest, ...] of the running episodes, and observations [N, ...].
+        """
         step_n = self.simulators.step_n[:self.n]
         longest = int(step_n.max(initial=0))
         # Beyond its length a row still holds an earlier episode's actions; a state says nothing but what it means.
-        action_nt = np.where(np.arange(longest) < step_n[:, None], self._action_nt[:, :longest], 0)
+        action_nt = self._action_nt[:, :longest].copy()
+        action_nt[np.arange(longest) >= step_n[:, None]] = 0
         arrays = {"episode": self._episode_n, "step": step_n, "action": action_nt,
                   "observation": self.observation_n}
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
@@ -87,10 +89,10 @@ class Environments:
         """
         assert self.n == 0, "state is loaded into fresh environments"
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
-        n, longest = arrays["action"].shape
+        n, longest = arrays["action"].shape[:2]
         self.simulators.grow(n)
         self._episode_n = arrays["episode"].copy()
-        self._action_nt = np.zeros((n, max(64, longest)), np.int64)
+        self._action_nt = self.simulators.no_actions(n, max(64, longest))
         self.observation_n = np.zeros_like(arrays["observation"])
         for index in range(n):
             self._reset(index)
@@ -108,7 +110,7 @@ class Environments:
         seed = derive(self.seed, "episode", index, int(self._episode_n[index]))
         self.observation_n[index] = self.simulators.reset(index, seed)
 
-    def _log(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> None:
+    def _log(self, index_k: NDArray[np.int64], action_k: Actions) -> None:
         step_k = self.simulators.step_n[index_k]
         if step_k.max() >= self._action_nt.shape[1]:
             self._action_nt = np.concatenate([self._action_nt, np.zeros_like(self._action_nt)], axis=1)

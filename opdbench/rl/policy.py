@@ -1,4 +1,4 @@
-"""A control policy: a perceptron over observation vectors with a categorical head.
+"""A control policy: a perceptron over observation vectors, which chooses among actions or draws vectors of numbers.
 
 Stored as two files that can be read without running anything: policy.json (architecture) and policy.safetensors.
 """
@@ -19,6 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Generator, Tensor, nn
 
+from opdbench.distributions import Categorical, Distribution, Gaussian
 from opdbench.errors import UserError
 from opdbench.policy import Policy
 
@@ -52,10 +53,11 @@ class Architecture:
 
     Attributes:
         observation_shape: shape of one observation; it is flattened.
-        n_actions: number of discrete actions.
+        n_actions: number of discrete actions; or of the numbers that an action is, when `continuous`.
         hidden: widths of the hidden layers; the last one is the number of features H.
         activation: "tanh" or "relu", after every hidden layer.
         observation_clip: bound on normalised observations, or None when observations are used as they are.
+        continuous: the head gives the means of a Gaussian, whose deviations are the same in every state.
     """
 
     observation_shape: tuple[int, ...]
@@ -63,6 +65,7 @@ class Architecture:
     hidden: tuple[int, ...]
     activation: str = "tanh"
     observation_clip: float | None = None
+    continuous: bool = False
 
     def layer_sizes(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of every linear layer, the head included."""
@@ -76,11 +79,24 @@ class Architecture:
             shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
         if self.observation_clip is not None:
             shapes |= {"observation_mean": self.observation_shape, "observation_scale": self.observation_shape}
+        if self.continuous:
+            shapes["log_std"] = (self.n_actions,)
         return shapes
+
+    def description(self) -> dict[str, Any]:
+        """What policy.json says."""
+        values = asdict(self)
+        if not self.continuous:
+            del values["continuous"]  # the files of before there were any others
+        return {"format": FORMAT, **values}
 
 
 class ControlPolicy(Policy):
-    """Perceptron policy; states are independent of each other, so time is just another batch dimension."""
+    """Perceptron policy; states are independent of each other, so time is just another batch dimension.
+
+    Attributes:
+        log_std: [D], log-deviations of a continuous policy's actions, 0 at first.
+    """
 
     observation_mean: Tensor
     observation_scale: Tensor
@@ -89,7 +105,7 @@ class ControlPolicy(Policy):
         """Args: generator: draws the initial weights; None leaves them zero, for loading."""
         super().__init__()
         self.architecture = architecture
-        self.n_actions = architecture.n_actions
+        self.n_actions, self.continuous = architecture.n_actions, architecture.continuous
         self.n_features = architecture.layer_sizes()[-1][0]
         *hidden, head = architecture.layer_sizes()
         self.layers = nn.ModuleList(_linear(*size, gain=sqrt(2), generator=generator) for size in hidden)
@@ -98,6 +114,8 @@ class ControlPolicy(Policy):
         if architecture.observation_clip is not None:
             self.register_buffer("observation_mean", torch.zeros(architecture.observation_shape))
             self.register_buffer("observation_scale", torch.ones(architecture.observation_shape))
+        if self.continuous:
+            self.log_std = nn.Parameter(torch.zeros(self.n_actions))
 
     @classmethod
     def from_tensors(cls, architecture: Architecture, tensors: Mapping[str, Tensor]) -> ControlPolicy:
@@ -134,8 +152,16 @@ class ControlPolicy(Policy):
         return len(self.architecture.layer_sizes())
 
     def project(self, features_nh: Tensor) -> Tensor:
+        """Logits [N, A]; of a continuous policy the means [N, D]."""
         logits_na: Tensor = self.head(features_nh)
         return logits_na if logits_na.dtype.itemsize >= 4 else logits_na.float()
+
+    def distribution(self, features_nh: Tensor) -> Distribution:
+        output_na = self.project(features_nh)
+        if not self.continuous:
+            return Categorical(output_na)
+        # Not `expand`: a view of a weight asks for gradients even where they are switched off.
+        return Gaussian(output_na, self.log_std.repeat(len(output_na), 1))
 
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * sum(inputs * outputs for inputs, outputs in self.architecture.layer_sizes())
@@ -150,7 +176,7 @@ class ControlPolicy(Policy):
         Raises:
             UserError: the folder cannot be written.
         """
-        description = json.dumps({"format": FORMAT, **asdict(self.architecture)}, indent=2) + "\n"
+        description = json.dumps(self.architecture.description(), indent=2) + "\n"
         tensors = {name: tensor.detach().to("cpu", torch.float32 if name.startswith("observation_") else dtype)
                    for name, tensor in self.state_dict().items()}
         try:
@@ -179,17 +205,23 @@ class ControlPolicy(Policy):
         except (SafetensorError, ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read: {error}", _COPY_AGAIN) from error
 
-    def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str) -> None:
+    def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str, *, continuous: bool = False
+                   ) -> None:
         """Refuse to act in an environment of another shape; `where` names both sides in the message.
 
         Raises:
             UserError: the observations or actions differ.
         """
-        mine = (tuple(self.architecture.observation_shape), self.n_actions)
-        if mine != (tuple(observation_shape), n_actions):
-            raise UserError(f"{where}: the policy is for observations {mine[0]} and {mine[1]} actions, "
-                            f"the environment has {tuple(observation_shape)} and {n_actions}",
+        mine = (tuple(self.architecture.observation_shape), actions_in_words(self.n_actions, self.continuous))
+        theirs = (tuple(observation_shape), actions_in_words(n_actions, continuous))
+        if mine != theirs:
+            raise UserError(f"{where}: the policy is for observations {mine[0]} and {mine[1]}, "
+                            f"the environment has {theirs[0]} and {theirs[1]}",
                             "pass a policy that was trained on this task")
+
+
+def actions_in_words(n: int, continuous: bool) -> str:
+    return f"actions that are vectors of {n} real numbers" if continuous else f"{n} actions"
 
 
 _COPY_AGAIN = "copy or export the policy folder again"
@@ -230,7 +262,7 @@ def _parse_architecture(stored: Mapping[str, Any]) -> Architecture:
     clip = stored["observation_clip"]
     architecture = Architecture(tuple(map(int, stored["observation_shape"])), int(stored["n_actions"]),
                                 tuple(map(int, stored["hidden"])), stored["activation"],
-                                None if clip is None else float(clip))
+                                None if clip is None else float(clip), bool(stored.get("continuous", False)))
     sizes = [*architecture.observation_shape, *architecture.hidden, architecture.n_actions]
     if min(sizes) < 1 or 4 * sum(inputs * outputs for inputs, outputs in architecture.layer_sizes()) > MAX_BYTES:
         raise ValueError(f"sizes {sizes} are out of range")

@@ -30,7 +30,8 @@ _Q_NETWORK = (re.compile(r"q_net\.q_net\.(\d+)\.(weight|bias)"), None)
 
 
 def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = False) -> ControlPolicy:
-    """The policy in an SB3 .zip: the actor of PPO or A2C, or DQN's Q-network (whose Q values serve as logits).
+    """The policy in an SB3 .zip: the actor of PPO or A2C, over discrete actions or as a Gaussian over vectors of real
+    numbers, or DQN's Q-network (whose Q values serve as logits).
 
     Args:
         path: the .zip file.
@@ -54,7 +55,8 @@ def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = 
         return policy_from_tensors(tensors, observation_shape=_observation_shape(data), activation=activation)
     except ValueError as error:
         raise UserError(f"{path} holds a policy that cannot be used: {error}",
-                        "pass a PPO, A2C or DQN policy of kind MlpPolicy for a task with discrete actions") from error
+                        "pass a PPO, A2C or DQN policy of kind MlpPolicy, without state-dependent exploration (gSDE)"
+                        ) from error
 
 
 def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tuple[int, ...] | None, activation: str,
@@ -68,24 +70,27 @@ def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tup
         normalization: the statistics of the VecNormalize that the policy was trained under, if any.
 
     Raises:
-        ValueError: the tensors are not those of a perceptron with a categorical head or Q values.
+        ValueError: the tensors are not those of a perceptron with a categorical or a Gaussian head, or Q values.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}")
     if any(name.startswith(("features_extractor.", "q_net.features_extractor.")) for name in tensors):
         raise ValueError("it reads images or dictionaries, not vectors (it has a features extractor with weights)")
-    if "log_std" in tensors:
-        raise ValueError("its actions are continuous")
     layers = _layers(tensors)
+    log_std = tensors.get("log_std")
+    if log_std is not None and log_std.shape != layers[-1][1].shape:
+        raise ValueError("the deviations of its actions depend on the state (gSDE)")
     hidden = tuple(weight.shape[0] for weight, _ in layers[:-1])
     shape = observation_shape or (layers[0][0].shape[1],)
     architecture = Architecture(shape, layers[-1][0].shape[0], hidden, activation,
-                                None if normalization is None else normalization.clip)
+                                None if normalization is None else normalization.clip, log_std is not None)
     names = [*(f"layers.{i}" for i in range(len(hidden))), "head"]
     mine = {f"{name}.{kind}": tensor for name, layer in zip(names, layers, strict=True)
             for kind, tensor in zip(("weight", "bias"), layer, strict=True)}
     if normalization is not None:
         mine |= {"observation_mean": normalization.mean, "observation_scale": normalization.scale}
+    if log_std is not None:
+        mine["log_std"] = log_std
     return ControlPolicy.from_tensors(architecture, mine)
 
 
@@ -163,7 +168,7 @@ def _observation_shape(data: Mapping[str, Any]) -> tuple[int, ...] | None:
 def _check_actions(data: Mapping[str, Any]) -> None:
     space = data.get("action_space")
     kind = str(space.get(":type:", "")) if isinstance(space, dict) else ""
-    if kind and not kind.endswith(".Discrete'>"):
+    if kind and not kind.endswith((".Discrete'>", ".Box'>")):
         raise ValueError(f"its actions are of {kind.strip('<>')}")
 
 

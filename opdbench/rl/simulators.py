@@ -1,7 +1,9 @@
 """Many copies of one environment, stepped together, with clear errors; no automatic reset.
 
-`GymSimulators` steps any gymnasium environment with discrete actions. `CartPoleSimulators` does all copies at once in
-numpy, bit for bit like gymnasium's CartPole-v1 (a test proves it), some 20 times faster.
+`GymSimulators` steps any gymnasium environment with discrete actions, or with actions that are vectors within bounds.
+What is chosen beyond the bounds is clipped to them on its way into the environment, as Stable-Baselines3 does, and kept
+as it was chosen everywhere else: a policy's density is that of its Gaussian before the clipping. `CartPoleSimulators`
+does all copies at once in numpy, bit for bit like gymnasium's CartPole-v1 (a test proves it), some 20 times faster.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from opdbench.task import ControlTask
 
 Observations = NDArray[Any]  # [K, *observation], of the environment's own dtype
+Actions = NDArray[Any]  # int64 [K], or float32 [K, D]
 
 
 class Transition(NamedTuple):
@@ -37,19 +40,37 @@ class Simulators(ABC):
 
     Attributes:
         name: the environment's id, for messages.
-        observation_shape, observation_dtype, n_actions: its spaces.
+        observation_shape, observation_dtype: what is observed.
+        n_actions: how many actions there are; or how many numbers an action is.
+        bounds: (lowest, highest) action [D] where actions are vectors of real numbers; None where they are counted.
         seed_n, step_n: the reset seed of every copy's episode, and the number of steps taken in it.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self.name = _name(env)
-        self.observation_shape, self.observation_dtype, self.n_actions = _spaces(env, self.name)
+        self.observation_shape, self.observation_dtype = _observations(env, self.name)
+        self.n_actions, self.bounds = _actions(env, self.name)
         self.seed_n: list[int] = []
         self.step_n: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @property
     def n(self) -> int:
         return len(self.seed_n)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether actions are vectors of real numbers."""
+        return self.bounds is not None
+
+    def no_actions(self, *shape: int) -> Actions:
+        """Room for `shape` actions, all zero."""
+        return np.zeros((*shape, self.n_actions), np.float32) if self.continuous else np.zeros(shape, np.int64)
+
+    def random_actions(self, k: int, rng: np.random.Generator) -> Actions:
+        """K actions, all equally likely."""
+        if self.bounds is None:
+            return rng.integers(self.n_actions, size=k)
+        return rng.uniform(*self.bounds, size=(k, self.n_actions)).astype(np.float32)
 
     def grow(self, n: int) -> None:
         """Make sure that there are at least `n` copies; new ones must be reset before their first step."""
@@ -71,12 +92,16 @@ class Simulators(ABC):
             raise self._failure(index, "returned an observation that is not a number")
         return observation
 
-    def step(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Transition:
+    def step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition:
         """Take one step in copies `index_k` (each at most once).
 
         Raises:
-            UserError: an environment raised an exception, or returned an observation or reward that is not a number.
+            UserError: an environment raised an exception, or returned an observation or reward that is not a number; or
+                an action is not a number.
         """
+        if self.continuous and np.isnan(action_k).any():
+            raise UserError(f"an action for environment {self.name} is not a number (NaN)",
+                            "look for NaN in the weights of the policy that acts")
         self.step_n[index_k] += 1
         transition = self._step(index_k, action_k)
         if np.isnan(transition.observation_k).any() or not np.isfinite(transition.reward_k).all():
@@ -96,7 +121,7 @@ class Simulators(ABC):
     def _reset(self, index: int, seed: int) -> Observations: ...
 
     @abstractmethod
-    def _step(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Transition: ...
+    def _step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition: ...
 
 
 class GymSimulators(Simulators):
@@ -116,11 +141,12 @@ class GymSimulators(Simulators):
         observation, _ = self._env_n[index].reset(seed=seed)
         return np.asarray(observation)
 
-    def _step(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Transition:
+    def _step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition:
         k = len(index_k)
+        chosen_k = action_k.tolist() if self.bounds is None else list(np.clip(action_k, *self.bounds))
         observation_k = np.empty((k, *self.observation_shape), self.observation_dtype)
         reward_k, terminated_k, truncated_k = np.empty(k), np.empty(k, np.bool_), np.empty(k, np.bool_)
-        for row, (index, action) in enumerate(zip(index_k.tolist(), action_k.tolist(), strict=True)):
+        for row, (index, action) in enumerate(zip(index_k.tolist(), chosen_k, strict=True)):
             try:
                 observation_k[row], reward_k[row], terminated_k[row], truncated_k[row], _ = (
                     self._env_n[index].step(action))
@@ -154,7 +180,7 @@ class CartPoleSimulators(Simulators):
         self._state_4n[:, index] = generator.uniform(low=-0.05, high=0.05, size=(4,))
         return self._state_4n[:, index]
 
-    def _step(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Transition:
+    def _step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition:
         x_k, x_dot_k, theta_k, theta_dot_k = self._state_4n[:, index_k]
         pole = self.POLE_MASS * self.LENGTH
         cos_k, sin_k = np.cos(theta_k), np.sin(theta_k)
@@ -203,14 +229,27 @@ def _name(env: gymnasium.Env[Any, Any]) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
-def _spaces(env: gymnasium.Env[Any, Any], name: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    from gymnasium.spaces import Box, Discrete
+def _observations(env: gymnasium.Env[Any, Any], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type."""
+    from gymnasium.spaces import Box
 
-    seen, actions = env.observation_space, env.action_space
+    seen = env.observation_space
     if not isinstance(seen, Box):
         raise UserError(f"environment {name} has observations of kind {type(seen).__name__}, not an array",
                         "wrap it in gymnasium.wrappers.FlattenObservation in the task's `make`")
-    if not isinstance(actions, Discrete) or actions.start != 0:
-        raise UserError(f"environment {name} has actions {actions}; only Discrete ones that begin at 0 are supported",
+    return tuple(seen.shape), seen.dtype
+
+
+def _actions(env: gymnasium.Env[Any, Any], name: str) -> tuple[int, tuple[Actions, Actions] | None]:
+    """How many there are, or how many numbers one is; and its bounds, float32, where it is numbers."""
+    from gymnasium.spaces import Box, Discrete
+
+    space = env.action_space
+    if isinstance(space, Box) and len(space.shape) == 1 and space.is_bounded() and space.dtype in (np.float32,
+                                                                                                   np.float64):
+        return space.shape[0], (space.low.astype(np.float32), space.high.astype(np.float32))
+    if not isinstance(space, Discrete) or space.start != 0:
+        raise UserError(f"environment {name} has actions {space}; only Discrete ones that begin at 0, and bounded "
+                        "vectors of real numbers (Box), are supported",
                         "choose a task with discrete actions, or wrap its actions in the task's `make`")
-    return tuple(seen.shape), seen.dtype, int(actions.n)
+    return int(space.n), None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from opdbench.errors import UserError
 from opdbench.policy import Policy
+from opdbench.rl.policy import actions_in_words
 
 KIND = "table"  # in policy.json
 
@@ -53,11 +54,13 @@ class TablePolicy(Policy):
     def state_values(self, features_nh: Tensor) -> Tensor:
         return super().state_values(features_nh) if self.value_s is None else features_nh @ self.value_s
 
-    def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str) -> None:
+    def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str, *, continuous: bool = False
+                   ) -> None:
         """Raise a UserError where there are other states or actions."""
-        if (len(self.table), self.n_actions) != (*observation_shape, n_actions):
+        if continuous or (len(self.table), self.n_actions) != (*observation_shape, n_actions):
             raise UserError(f"{where}: the policy is a table of {len(self.table)} states and {self.n_actions} actions, "
-                            f"the environment has observations {tuple(observation_shape)} and {n_actions} actions",
+                            f"the environment has observations {tuple(observation_shape)} and "
+                            f"{actions_in_words(n_actions, continuous)}",
                             "pass a policy that was trained on this task")
 
     def forward_flops(self, n_states: int, context: float) -> float:

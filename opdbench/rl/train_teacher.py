@@ -43,7 +43,8 @@ class TeacherRecipe:
         normalize: learn on observations and rewards divided by running statistics; the exported policy keeps the
             observations' statistics.
         learning_rate: at the start; it falls linearly to zero, so that the last policy is a settled one.
-        ppo: further arguments of `stable_baselines3.PPO`.
+        activation: "tanh" or "relu", of both networks.
+        ppo: further arguments of `stable_baselines3.PPO`; `policy`: of its `MlpPolicy`.
         source: where the values come from.
     """
 
@@ -53,7 +54,9 @@ class TeacherRecipe:
     learning_rate: float
     source: str
     normalize: bool = False
+    activation: str = "tanh"
     ppo: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
 
 
 def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed: int = 0,
@@ -128,7 +131,14 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
     return PPO("MlpPolicy", _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
-               policy_kwargs={"net_arch": list(recipe.hidden)}, seed=seed, device="cpu", **recipe.ppo)
+               policy_kwargs=_policy_arguments(recipe), seed=seed, device="cpu", **recipe.ppo)
+
+
+def _policy_arguments(recipe: TeacherRecipe) -> dict[str, Any]:
+    from torch import nn
+
+    activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[recipe.activation]
+    return {"net_arch": list(recipe.hidden), "activation_fn": activation, **recipe.policy}
 
 
 def _falling(start: float) -> Callable[[float], float]:
@@ -186,7 +196,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
 
     new = out_folder.with_name(out_folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    _control_policy(model).save(new, dtype=torch.float16)
+    _control_policy(model, recipe.activation).save(new, dtype=torch.float16)
     manifest = {
         "task": task.id,
         "algorithm": "PPO",
@@ -205,7 +215,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     return manifest
 
 
-def _control_policy(model: PPO) -> ControlPolicy:
+def _control_policy(model: PPO, activation: str) -> ControlPolicy:
     from opdbench.rl.policy import Normalization
     from opdbench.rl.sb3 import policy_from_tensors
 
@@ -217,7 +227,7 @@ def _control_policy(model: PPO) -> ControlPolicy:
         normalization = Normalization.from_moments(statistics.mean, statistics.var, normalize.epsilon,
                                                    clip=normalize.clip_obs)
     return policy_from_tensors(model.policy.state_dict(), observation_shape=model.observation_space.shape,
-                               activation="tanh", normalization=normalization)
+                               activation=activation, normalization=normalization)
 
 
 def _score(task: ControlTask, policy: ControlPolicy) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from opdbench import seeds
-from opdbench.actors import Actor, Decision, sample, uniform_table
+from opdbench.actors import Actor, Decision, draw, uniform_table
+from opdbench.distributions import Categorical, Gaussian
 from opdbench.errors import UserError
 from opdbench.oracle import Oracle
 from opdbench.policy import Policy
@@ -69,7 +70,8 @@ class ControlWorld:
             raise UserError(f"control tasks go on from state to state and cannot repeat one {repeat} times",
                             "leave the number of samples per state at 1")
         self._environments.grow(n)
-        segment = self._play_segment(self._decider(actor, n), uniform_table(n, horizon, generator))
+        numbers = uniform_table(n, horizon, generator, _draws(self._environments.simulators))
+        segment = self._play_segment(self._decider(actor, n), numbers)
         return segment.to(_device(self.student))
 
     def _play_segment(self, decide: Callable[[Tensor, Tensor], Decision], uniform_tbd: Tensor) -> Rollouts:
@@ -127,13 +129,19 @@ class ControlWorld:
         models that the actor uses."""
         if actor.uses_teacher and self.teacher is None:
             raise UserError(f"the teacher is to act on {self.task.id}, but there is none", "pass one with --teacher")
+        if self._environments.simulators.continuous and not getattr(actor, "continuous", False):
+            raise UserError(f"whoever acts in this method chooses among finitely many actions, and those of "
+                            f"{self.task.id} are vectors of real numbers",
+                            "choose a task with discrete actions, or a method in which the student or the teacher acts "
+                            "as it is")
         read_student = _reader(self.student, n) if actor.uses_student else _nothing
         read_teacher = _reader(self.teacher, n) if actor.uses_teacher and self.teacher else _nothing
         look = getattr(actor, "look", _nothing)  # see `Actor`
 
         def decide(observation_b: Tensor, uniform_bd: Tensor) -> Decision:
             look(observation_b)
-            return actor.act(read_student(observation_b), read_teacher(observation_b), uniform_bd)
+            student, teacher = read_student(observation_b), read_teacher(observation_b)
+            return actor.act(student, teacher, uniform_bd)  # type: ignore[arg-type]  # Gaussians too: see `Actor`
 
         return decide
 
@@ -145,7 +153,7 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
 
     Args:
         split: which fixed episodes; no run trains on any of them.
-        mode: largest logit, or a draw at temperature 1.
+        mode: the most likely action (the largest logit, the mean), or a draw at temperature 1.
         seed: of the draws; where episodes start depends on the split and their number alone.
 
     Returns:
@@ -183,9 +191,9 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     running_k = np.arange(n)
     read = _reader(policy, n)
     while len(running_k):
-        uniform_n = torch.rand(n, dtype=torch.float64, generator=generator)
-        logits_ka = read(torch.from_numpy(observation_n[running_k]))
-        action_k = sample(logits_ka, temperature, uniform_n[torch.from_numpy(running_k)])[0].numpy()
+        uniform_nd = torch.rand(n, _draws(simulators), dtype=torch.float64, generator=generator)
+        said_k = read(torch.from_numpy(observation_n[running_k]))
+        action_k = draw(said_k, temperature, uniform_nd[torch.from_numpy(running_k)])[0].numpy()
         after = simulators.step(running_k, action_k)
         observation_n[running_k] = after.observation_k
         returns_n[running_k] += after.reward_k
@@ -201,7 +209,8 @@ def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
     if not task.student_hidden:
         return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
     architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden),
-                                observation_clip=None if task.student_scale is None else FRESH_CLIP)
+                                observation_clip=None if task.student_scale is None else FRESH_CLIP,
+                                continuous=simulators.continuous)
     policy = ControlPolicy(architecture, generator=seeds.generator(seed, "student"))
     if task.student_scale is not None:
         policy.observation_scale.copy_(1 / torch.tensor(task.student_scale))
@@ -210,17 +219,23 @@ def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
 
 def check_fits(policy: ControlPolicy | TablePolicy, simulators: Simulators, where: str) -> None:
     """Raise a UserError when the policy's observations or actions are not the environment's."""
-    policy.check_fits(simulators.observation_shape, simulators.n_actions, where)
+    policy.check_fits(simulators.observation_shape, simulators.n_actions, where, continuous=simulators.continuous)
 
 
-def _reader(policy: Policy, n: int) -> Callable[[Tensor], Tensor]:
-    """A function from observations [B, ...] to logits [B, A], both on the CPU, for any B up to `n`."""
+def _draws(simulators: Simulators) -> int:
+    """Uniform numbers that one action takes."""
+    return simulators.n_actions if simulators.continuous else 1
+
+
+def _reader(policy: Policy, n: int) -> Callable[[Tensor], Tensor | Gaussian]:
+    """A function from observations [B, ...] to logits [B, A] or to Gaussians, both on the CPU, for any B up to `n`."""
     own_device = _device(policy)
     length_n = torch.ones(n, dtype=torch.int64, device=own_device)
 
-    def read(observation_b: Tensor) -> Tensor:
+    def read(observation_b: Tensor) -> Tensor | Gaussian:
         input_b1 = observation_b[:, None].to(own_device)
-        return policy.project(policy.features(input_b1, length_n[:len(input_b1)])[:, 0]).cpu()
+        said = policy.distribution(policy.features(input_b1, length_n[:len(input_b1)])[:, 0])
+        return said.logits_na.cpu() if isinstance(said, Categorical) else said.cpu()
 
     return read
 

@@ -22,6 +22,8 @@ def failures(cls: type[Task], data: str | None = None) -> list[Check]:
 @pytest.mark.parametrize(
     "name", [name for name in registry.names("task") if name not in ("gsm8k", "lm-eval", "minatar")])
 def test_every_registered_task_passes_in_under_a_minute(name: str) -> None:
+    if name in ("hopper", "halfcheetah"):
+        pytest.importorskip("mujoco")
     began = time.process_time()
     assert failures(registry.load("task", name)) == []
     assert time.process_time() - began < 60

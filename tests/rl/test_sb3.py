@@ -13,6 +13,7 @@ import pytest
 import torch
 from stable_baselines3 import A2C, DQN, PPO
 
+from opdbench.distributions import Gaussian
 from opdbench.errors import UserError
 from opdbench.rl import sb3
 from opdbench.rl.load import load_policy
@@ -57,6 +58,24 @@ def test_predicts_as_sb3_does(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         logits = logits.log_softmax(-1)
     torch.testing.assert_close(logits, expected.detach())
     assert np.array_equal(logits.argmax(-1).numpy(), greedy) and len(set(greedy.tolist())) > 1
+
+
+def test_a_gaussian_is_sb3s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PPO("MlpPolicy", "Pendulum-v1", seed=1, device="cpu", policy_kwargs={"net_arch": [7, 5]})
+    draws = torch.Generator().manual_seed(0)
+    for parameter in model.policy.parameters():
+        parameter.data.normal_(std=0.7, generator=draws)
+    model.save(tmp_path / "model.zip")
+    input_bt = torch.randn(64, 1, 3, generator=draws)
+    expected: Any = model.policy.get_distribution(input_bt[:, 0]).distribution
+    _forbid_unpickling(monkeypatch)
+    policy = load_policy(tmp_path / "model.zip")
+    found = policy.distribution(policy.features(input_bt, torch.ones(64, dtype=torch.int64))[:, 0])
+    assert isinstance(found, Gaussian)
+    torch.testing.assert_close(found.mean_nd, expected.mean)
+    torch.testing.assert_close(found.log_std_nd.exp(), expected.stddev)
+    action_nd = torch.randn(64, 1, generator=draws)
+    torch.testing.assert_close(found.logp(action_nd), expected.log_prob(action_nd).sum(-1))
 
 
 def _forbid_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +158,9 @@ def _save(model: Any, path: Path) -> Path:
     (lambda path: path, "there is no file|neither a policy folder"),
     (lambda path: path.write_bytes(b"PK\x03\x04 cut short") and path, "not a readable Stable-Baselines3 .zip"),
     (lambda path: zipfile.ZipFile(path, "w").close() or path, "it has no data"),
-    (lambda path: _save(PPO("MlpPolicy", "Pendulum-v1", device="cpu"), path), "cannot be used: its actions"),
-], ids=["missing", "corrupt", "another zip", "continuous actions"])
+    (lambda path: _save(PPO("MlpPolicy", "Pendulum-v1", device="cpu", use_sde=True, policy_kwargs={"net_arch": [3]}),
+                        path), "cannot be used: .*gSDE"),
+], ids=["missing", "corrupt", "another zip", "state-dependent exploration"])
 def test_other_files_are_one_clear_error(make: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         load_policy(make(tmp_path / "model.zip"))

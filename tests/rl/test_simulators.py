@@ -73,12 +73,15 @@ def test_failing_environment_is_named_with_step_and_seed(fault: str, says: str) 
     assert "environment Broken" in caught.value.problem and "(copy 0, step 3, reset seed 11)" in caught.value.problem
 
 
-@pytest.mark.parametrize(("env_id", "says"), [
-    ("FrozenLake-v1", "FlattenObservation"), ("Pendulum-v1", "discrete actions")])
-def test_unsupported_spaces_are_refused(env_id: str, says: str) -> None:
+@pytest.mark.parametrize(("space", "says"), [
+    (None, "FlattenObservation"), (gymnasium.spaces.MultiDiscrete([2, 2]), "discrete actions"),
+    (gymnasium.spaces.Box(-np.inf, np.inf, (2,)), "discrete actions")], ids=["observations", "counts", "unbounded"])
+def test_unsupported_spaces_are_refused(space: gymnasium.Space[Any] | None, says: str) -> None:
     class Unsupported(CountingTask):
         def make(self) -> gymnasium.Env[Any, Any]:
-            return gymnasium.make(env_id)
+            environment = gymnasium.make("FrozenLake-v1") if space is None else super().make()
+            environment.action_space = space or environment.action_space
+            return environment
 
     with pytest.raises(UserError) as caught:
         make_simulators(Unsupported())
