@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -253,8 +254,13 @@ def _lines(x_p: NDArray[np.float64], values_pd: NDArray[np.float64]) -> list[str
     low_d, high_d = values_pd.min(axis=0), values_pd.max(axis=0)
     scale_d = 10 * (_CURVE_TOP - _CURVE_BOTTOM) / np.where(high_d > low_d, high_d - low_d, np.inf)
     y_dp = np.rint(10 * _CURVE_BOTTOM + scale_d * (values_pd - low_d)).astype(int).T.tolist()
-    x = x_p.astype(int).tolist()
-    return [" ".join(map("%d %d".__mod__, zip(x, y_p, strict=True))) for y_p in y_dp]
+    line = " ".join([f"{x} %d" for x in x_p.astype(int).tolist()])
+    return [line % tuple(y_p) for y_p in y_dp]
+
+
+@lru_cache(maxsize=1024)  # a folder's records have the same diagnostics
+def _label(name: str) -> str:
+    return text(name.replace("_", " "))
 
 
 def _curve(name: str, line: str, value_p: Sequence[float], foot: str) -> str:
@@ -263,7 +269,7 @@ def _curve(name: str, line: str, value_p: Sequence[float], foot: str) -> str:
     grid = "".join([f'<line class="grid" x1="{_CURVE_LEFT}" x2="{CURVE_WIDTH - 6}" y1="{y}" y2="{y}"/>'
                     f'<text x="{_CURVE_LEFT - 4}" y="{y + 4}" text-anchor="end">{short(end)}</text>'
                     for end, y in ends])
-    label = text(name.replace("_", " "))
+    label = _label(name)
     return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{label}: from '
             f'{value_p[0]:.3g} to {value_p[-1]:.3g}"><text class="title" x="{_CURVE_LEFT}" y="13">{label}</text>'
             f'<text x="{CURVE_WIDTH - 6}" y="13" text-anchor="end">{value_p[-1]:.3g}</text>{grid}{foot}'

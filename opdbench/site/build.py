@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -142,6 +143,8 @@ def _start(places: Places, out: Path) -> None:
     """In a worker: keep what every chunk needs, so that it is not sent with each."""
     global _given
     _given = places, out
+    gc.freeze()  # what the parent made stays: not looked through for garbage, and so not copied either
+    gc.set_threshold(50_000)  # a record's values are no garbage while its page is made
 
 
 def _write_next(chunk: Sequence[Located]) -> _Part:

@@ -97,10 +97,9 @@ def is_whole(out: Path, manifest: Manifest) -> bool:
 def write_page(out: Path, page: Page) -> Written:
     """Write a page unless it is there already."""
     place = os.path.join(out, page.path)
-    changed = _content(place) != page.content
-    if changed:
-        with writing(Path(place)):
-            os.makedirs(os.path.dirname(place), exist_ok=True)
+    with writing(Path(place)):
+        changed = _create(place, page.content)
+        if not changed and (changed := _content(place) != page.content):
             with open(place, "wb") as handle:
                 handle.write(page.content)
     return Written(page.path, len(page.content), hashlib.sha256(page.content).hexdigest(), changed)
@@ -114,6 +113,20 @@ def remove(out: Path, paths: Iterable[str]) -> None:
         for folder in place.relative_to(out).parents:
             if folder.parts and (out / folder).is_dir() and not any((out / folder).iterdir()):
                 (out / folder).rmdir()
+
+
+def _create(place: str, content: bytes) -> bool:
+    """Write a file, unless there is one already; most pages of a first build lie in a folder that is there."""
+    try:
+        handle = open(place, "xb")  # noqa: SIM115 - closed below
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        handle = open(place, "xb")  # noqa: SIM115
+    with handle:
+        handle.write(content)
+    return True
 
 
 def _content(place: str) -> bytes | None:
