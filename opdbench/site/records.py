@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter, lt
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 
 from opdbench.errors import UserError
@@ -178,12 +177,8 @@ def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[
     steps = [point.get("step", math.nan) for point in points]
     if not names or len(steps) < 2 or not all(map(lt, steps, steps[1:])):
         return []
-    try:
-        values = list(map(itemgetter(*names), points))
-    except KeyError:
-        values = [tuple(point.get(name, math.nan) for name in names) for point in points]
     labels = ["validation score" if name == "score" else name for name in names]
-    return curves(np.array(steps), np.array(values).reshape(len(points), -1), labels)
+    return curves(steps, [[point.get(name, math.nan) for point in points] for name in names], labels)
 
 
 def _settings(record: Record) -> Iterator[tuple[str, Markup]]:
