@@ -40,8 +40,8 @@ def scores(outcomes: Sequence[Outcome], metric: str) -> dict[str, Score]:
                 else corpus.interval(_sums_by_problem(of_mode), metric))
         extras |= {name: value for name, value in figures.items() if name != metric}
         found[mode] = Score(metric=metric, mean=mean.mean, low=mean.low, high=mean.high, interval=mean.kind,
-                            n=len(problems), length=fmean(outcome.length for outcome in of_mode),
-                            truncated=fmean(outcome.truncated for outcome in of_mode),
+                            n=len(problems), length=fmean([outcome.length for outcome in of_mode]),
+                            truncated=fmean([outcome.truncated for outcome in of_mode]),
                             extra={**extras, **_pass_at(problems)})
     return found
 

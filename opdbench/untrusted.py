@@ -46,8 +46,8 @@ class RefusedError(ValueError):
 
 
 def read(path: str | Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes, not through a symbolic link. Of one that grows meanwhile, no
-    more than it had.
+    """The content of a regular file of at most `limit` bytes, not through a symbolic link; of one that grows meanwhile,
+    no more than it had.
 
     Raises:
         RefusedError: it is something else, or larger.
@@ -67,7 +67,7 @@ def read(path: str | Path, limit: int) -> bytes:
     with open(handle, "rb", buffering=0) as file:
         if status.st_size > limit:
             raise RefusedError(f"is larger than {in_words(limit)}")
-        return file.read(status.st_size)
+        return file.read(status.st_size) or b""
 
 
 def gunzip(content: bytes, limit: int) -> bytes:

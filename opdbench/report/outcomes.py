@@ -72,8 +72,9 @@ def _outcomes(lines: Sequence[Any]) -> list[Outcome]:
             and not untrusted.HIDDEN.search("".join(ids)) and set(columns["mode"]) <= {"greedy", "sampled"}
             and all(map(_is_score, columns["score"])) and kinds["extra"] == {dict}
             and all(_is_score(value) for extra in extras if extra for value in extra.values())
-            and kinds["length"] == {int} and 0 <= min(columns["length"]) and max(columns["length"])
-            <= untrusted.LARGEST_SCORE and kinds["truncated"] == {bool} and kinds["output"] <= {str, type(None)}):
+            and kinds["length"] == {int} and min(columns["length"]) >= 0
+            and max(columns["length"]) <= untrusted.LARGEST_SCORE
+            and kinds["truncated"] == {bool} and kinds["output"] <= {str, type(None)}):
         raise ValueError("an outcome's field is of another kind")
     columns["score"] = tuple(map(float, columns["score"]))
     return list(map(Outcome._make, zip(*columns.values(), strict=True)))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from opdbench import untrusted
 from opdbench.errors import UserError
+from opdbench.parallel import chunks, mapped
 from opdbench.report.outcomes import Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome
@@ -29,6 +30,7 @@ from opdbench.trust import SELF_REPORTED, trust_of
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
+_CHUNK, _FEW = 200, 1000  # records that a process reads at a time; from how many on a second process is worth its start
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -90,14 +92,22 @@ def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     """
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    runs, unreadable = [], []
-    for path in sorted(results.rglob(RECORD)):
-        try:
-            run = read_run(path)
-            runs.append(replace(run, record=run.record.model_copy(update={"curve": []})))
-        except UserError as error:
-            unreadable.append(Unreadable(path, error.problem))
-    return runs, unreadable
+    paths = sorted(results.rglob(RECORD))
+    parts = mapped(_read_chunk, None, chunks(paths, _CHUNK)) if len(paths) > _FEW else [_read_chunk(None, paths)]
+    read = [each for part in parts for each in part]
+    return [run for run in read if isinstance(run, Run)], [each for each in read if isinstance(each, Unreadable)]
+
+
+def _read_chunk(_: None, paths: Sequence[Path]) -> list[Run | Unreadable]:
+    return [_read_or_not(path) for path in paths]
+
+
+def _read_or_not(path: Path) -> Run | Unreadable:
+    try:
+        run = read_run(path)
+    except UserError as error:
+        return Unreadable(path, error.problem)
+    return replace(run, record=run.record.model_copy(update={"curve": []}))
 
 
 def read_run(path: Path) -> Run:
