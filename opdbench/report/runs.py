@@ -155,10 +155,12 @@ def by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
 
 def changed(record: Record) -> dict[str, Any]:
     """The settings that were asked for in place of defaults (by `--set` or `--preset`), by the key to set them with."""
-    sections = {"method": record.recipe.params, "task": record.recipe.task_params,
-                "training": record.recipe.training.model_dump(), "evaluation": record.recipe.evaluation.model_dump()}
     asked = [key.partition(".") for key, origin in sorted(record.origins.items())
              if origin == "user" or origin.startswith("preset ")]
+    if not asked:
+        return {}
+    sections = {"method": record.recipe.params, "task": record.recipe.task_params,
+                "training": record.recipe.training.model_dump(), "evaluation": record.recipe.evaluation.model_dump()}
     return {name: sections[section][name] for section, _, name in asked if name in sections.get(section, {})}
 
 

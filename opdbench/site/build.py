@@ -23,7 +23,7 @@ from opdbench.site.output import (
 )
 from opdbench.site.papers import read_papers
 from opdbench.site.records import Located, Places, Summary, Unread, record_page
-from opdbench.site.views import Site, pages
+from opdbench.site.views import Part, Site, parts
 from opdbench.stamps import fingerprint
 from opdbench.store import RECORD
 
@@ -74,7 +74,17 @@ def _write(results: Path, leaderboards: Path, papers: Path | None, out: Path) ->
     places = Places(standings(boards), refused(boards), bool(read))
     written, runs, unread = _write_records(find_records(results), places, out)
     site = Site(boards, methods([run.method for run in runs]), tasks(_tasks(boards, runs)), read, runs, unread)
-    return [*written, *(write_page(out, page) for page in pages(site))], unread
+    made = parts(site)
+    todo = range(len(made))
+    for pages in mapped(_write_part, (made, out), todo) if len(runs) > _FEW else (
+            _write_part((made, out), index) for index in todo):
+        written.extend(pages)
+    return written, unread
+
+
+def _write_part(given: tuple[Sequence[Part], Path], index: int) -> list[Written]:
+    made, out = given
+    return [write_page(out, page) for page in made[index]()]
 
 
 def _tasks(boards: Sequence[Board], runs: Sequence[Summary]) -> list[str]:

@@ -184,9 +184,8 @@ def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[
 def _settings(record: Record) -> Iterator[tuple[str, Markup]]:
     """By section, a row for every value, with who set it where it is not a default."""
     recipe, origins = record.recipe, record.origins
-    sections = (("method", recipe.params), ("training", recipe.training.model_dump()),
-                ("task", recipe.task_params), ("evaluation", recipe.evaluation.model_dump()),
-                ("execution", record.execution.model_dump()))
+    sections = (("method", recipe.params), ("training", dict(recipe.training)), ("task", recipe.task_params),
+                ("evaluation", dict(recipe.evaluation)), ("execution", dict(record.execution)))
     yield "budget", Markup("".join([_row(axis, amount(limit), origins.get("budget", ""))
                                     for axis, limit in recipe.budget.limits().items()]))
     for section, values in sections:

@@ -47,8 +47,8 @@ def test_what_people_write_is_read(text: bytes) -> None:
 
 
 PIECES = [b'"', b":", b" ", b"{", b"}", b"[", b"]", b",", b"\\", b"e", b"0", b"-", b".", b'"a": 1, ', b'"a" : 1,',
-          b"NaN", b"1e999", b"1e305", b"9" * 320, b"Infinity", b"null", b"\x00", b"\x7f", b"\xff", b"\n", b"+1", b"01", b"1.",
-          b"\xef\xbb\xbf", b'"\\ud800"', b'\\"', b'":', b"\r", "\u202e".encode()]
+          b"NaN", b"1e999", b"1e305", b"9" * 320, b"Infinity", b"null", b"\x00", b"\x7f", b"\xff", b"\n", b"+1", b"01",
+          b"1.", b"\xef\xbb\xbf", b'"\\ud800"', b'\\"', b'":', b"\r", "\u202e".encode()]
 
 
 def mutated(rng: random.Random) -> bytes:
