@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OpdbenchError(Exception):
@@ -28,8 +29,18 @@ class UserError(OpdbenchError):
         self.fix = fix
         self.exit_code = exit_code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another, whatever arguments the class takes."""
+        return _remade, (type(self), self.problem, self.fix, self.exit_code)
+
     def __str__(self) -> str:
         return self.problem if self.fix is None else f"{self.problem}\n  fix: {self.fix}"
+
+
+def _remade(kind: type[UserError], problem: str, fix: str | None, exit_code: int) -> UserError:
+    error = kind.__new__(kind)
+    UserError.__init__(error, problem, fix, exit_code=exit_code)
+    return error
 
 
 class UsageError(UserError):

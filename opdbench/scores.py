@@ -36,14 +36,18 @@ def scores(outcomes: Sequence[Outcome], metric: str) -> dict[str, Score]:
         extras = {name: fmean(outcome.extra[name] for outcome in of_mode) for name in of_mode[0].extra
                   if not name.startswith(corpus.PREFIX)}
         figures = corpus.figures(corpus.total([outcome.extra for outcome in of_mode]))
-        mean = (stats.interval([fmean(samples) for samples in problems]) if metric not in figures
+        mean = (stats.interval([_mean(samples) for samples in problems]) if metric not in figures
                 else corpus.interval(_sums_by_problem(of_mode), metric))
         extras |= {name: value for name, value in figures.items() if name != metric}
         found[mode] = Score(metric=metric, mean=mean.mean, low=mean.low, high=mean.high, interval=mean.kind,
-                            n=len(problems), length=fmean(outcome.length for outcome in of_mode),
-                            truncated=fmean(outcome.truncated for outcome in of_mode),
+                            n=len(problems), length=fmean([outcome.length for outcome in of_mode]),
+                            truncated=fmean([outcome.truncated for outcome in of_mode]),
                             extra={**extras, **_pass_at(problems)})
     return found
+
+
+def _mean(samples: Sequence[float]) -> float:
+    return samples[0] if len(samples) == 1 else fmean(samples)  # most problems have one
 
 
 def _by_problem(outcomes: Sequence[Outcome]) -> list[list[float]]:

@@ -12,10 +12,10 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from opdbench.schema.record import OutcomeFile, Record
 if TYPE_CHECKING:
     from opdbench.world import Outcome
 
+T = TypeVar("T")
 RECORD = "record.json"
 CHECKPOINT = "checkpoint.safetensors"
 SCHEMA_VERSION = 1
@@ -138,6 +139,20 @@ def read_whole(path: Path) -> Whole:
 
 def read_outcomes(folder: Path, file: OutcomeFile) -> list[dict[str, Any]]:
     """Raw outcomes of one phase, checked against the record's checksum."""
+    return read_stored(folder, file, unpacked)
+
+
+def unpacked(content: bytes) -> list[Any]:
+    """The lines of a file of raw outcomes.
+
+    Raises:
+        RefusedError: it is no such file, or beyond a limit.
+    """
+    return untrusted.parse_lines(untrusted.gunzip(content, untrusted.OUTCOMES_UNPACKED))
+
+
+def read_stored(folder: Path, file: OutcomeFile, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a phase's file, once the file is seen to be the one that the record describes."""
     if Path(file.file).name != file.file:
         raise UserError(f"the record in {folder} has its outcomes in another folder")
     path = folder / file.file
@@ -146,7 +161,7 @@ def read_outcomes(folder: Path, file: OutcomeFile) -> list[dict[str, Any]]:
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise UserError(f"{path} is not what the record describes: its checksum differs",
                             "restore the file, or add --fresh to make the run again")
-        return untrusted.parse_lines(untrusted.gunzip(content, untrusted.OUTCOMES_UNPACKED))
+        return parse(content)
     except OSError as error:
         raise UserError(f"cannot read the outcomes {path}: {error.strerror}") from None
     except untrusted.RefusedError as error:

@@ -7,6 +7,7 @@ or turns the direction of reading) is refused, in a clause that the caller puts 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 MIB = 1 << 20
 RECORD_BYTES = 4 * MIB
@@ -42,8 +45,9 @@ class RefusedError(ValueError):
     """Why something is not read: a clause whose subject is the file, such as "is larger than 4 MiB"."""
 
 
-def read(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes, not through a symbolic link.
+def read(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes, not through a symbolic link; of one that grows meanwhile,
+    no more than it had.
 
     Raises:
         RefusedError: it is something else, or larger.
@@ -52,18 +56,18 @@ def read(path: Path, limit: int) -> bytes:
     try:
         # Not blocking: whoever opens a pipe would wait for its other end.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        if path.is_symlink():
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
             raise RefusedError("is a symbolic link") from None
         raise
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise RefusedError("is no regular file")
-    with open(handle, "rb") as file:
-        if status.st_size > limit or len(content := file.read(limit + 1)) > limit:
+    with open(handle, "rb", buffering=0) as file:
+        if status.st_size > limit:
             raise RefusedError(f"is larger than {in_words(limit)}")
-        return content
+        return file.read(status.st_size) or b""
 
 
 def gunzip(content: bytes, limit: int) -> bytes:
@@ -84,15 +88,15 @@ def gunzip(content: bytes, limit: int) -> bytes:
 
 def parse_json(content: bytes) -> Any:
     """JSON, stricter than Python's: no key twice, no NaN or infinity, no hidden character in any text."""
+    quick = _quick(content, [content])
     try:
-        text = content.decode()
-        value = _BOUNDED.decode(text)
+        value = _BOUNDED.decode(content.decode()) if quick is None else quick[0]
     except RefusedError:
         raise
     except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError, integers of thousands of digits
         raise RefusedError("is not JSON, or is cut short") from None
     # In plain ASCII without an escape no text hides anything; a record's numbers alone are too many to look at again.
-    if "\\" in text or "\x7f" in text or not text.isascii():
+    if b"\\" in content or b"\x7f" in content or not content.isascii():
         _check(value)
     return value
 
@@ -101,8 +105,11 @@ def parse_lines(content: bytes) -> list[Any]:
     """JSON lines of raw outcomes: a model's text may hold any character, and numbers are checked by whoever reads."""
     if content.count(b"\n") > OUTCOMES:
         raise RefusedError(f"has more than {OUTCOMES:,} lines")
+    lines = content.removesuffix(b"\n").split(b"\n")
+    if (quick := _quick(content, lines)) is not None:
+        return quick
     try:
-        return [_DECODER.decode(line.decode()) for line in content.removesuffix(b"\n").split(b"\n")]
+        return [_DECODER.decode(line.decode()) for line in lines]
     except RefusedError:
         raise
     except (ValueError, RecursionError):
@@ -116,6 +123,38 @@ def inert(text: str) -> str:
 
 def in_words(size: int) -> str:
     return f"{size / MIB:g} MiB"
+
+
+def _quick(content: bytes, texts: Sequence[bytes]) -> list[Any] | None:
+    """The values of the JSON texts in a file, three times as fast as with Python's parser; None where only that one can
+    say.
+
+    The fast parser keeps the last of two equal keys in silence, so the keys that it kept are counted against the colons
+    behind quotation marks, once there is no space between. Every key has one, and what stands in a text only makes the
+    count larger: where the two are equal, no key was there twice.
+    """
+    try:
+        values = [from_json(text, allow_inf_nan=False) for text in texts]
+    except ValueError:
+        return None
+    return values if _keys(values) == content.translate(None, b" \t\n\r").count(b'":') else None
+
+
+def _keys(values: list[Any]) -> int:
+    """How many keys there are, however deep they lie; -1 where a number is beyond any that is measured."""
+    keys, todo = 0, [values]
+    while todo:
+        node: Any = todo.pop()
+        if type(node) is dict:
+            keys += len(node)
+            node = node.values()
+        for value in node:
+            kind = type(value)
+            if kind is dict or kind is list:
+                todo.append(value)
+            elif (kind is float or kind is int) and not -LARGEST <= value <= LARGEST:
+                return -1
+    return keys
 
 
 def _check(value: Any) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opdbench.cli import site
 from opdbench.cli.arguments import add_json, one_of
@@ -16,6 +16,7 @@ from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
     from opdbench.report.board import Built, Records
+    from opdbench.report.unchanged import Facts
 
 WHAT = ("build", "check", "list", "site", "serve")
 CHECK_FAILED = 3
@@ -44,9 +45,11 @@ def execute(args: argparse.Namespace) -> int:
         return _list(leaderboards, wanted, args)
     if args.what in ("site", "serve"):
         return site.build(args) if args.what == "site" else site.serve(args)
+    if args.what == "build":
+        return _build(leaderboards, wanted, args)
     records = board.read(Path(args.results))
-    built = [board.build(leaderboards, name, records) for name in wanted]
-    return (_build if args.what == "build" else _check)(built, records, args)
+    built = board.build_all(leaderboards, wanted, records)
+    return _check(built, records, args)
 
 
 def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) -> int:
@@ -62,27 +65,43 @@ def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) ->
     return 0
 
 
-def _build(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
-    from opdbench.report.board import write
+def _build(leaderboards: Path, wanted: Sequence[str], args: argparse.Namespace) -> int:
+    """Build, or find that all boards are what they should be."""
+    from opdbench.report import board, unchanged
 
-    changed = {board.name: write(board) for board in built}
-    if args.json:
-        print_json([{**_facts(board), "changed": changed[board.name]} for board in built])
+    inputs = "" if args.name else unchanged.inputs_of(Path(args.results), leaderboards)
+    if not args.fresh and (made := unchanged.made_of(leaderboards, inputs)) is not None:
+        _print_built([(facts, []) for facts in made], leaderboards, args)
         return 0
-    for board in built:
-        files = ", ".join(changed[board.name]) or "nothing"
-        print(f"{board.folder}: {len(board.entries)} entries; changed {files}{_left_out(board)}")
-    _print_unreadable(records)
+    records = board.read(Path(args.results))
+    built = board.build_all(leaderboards, wanted, records)
+    written = [(unchanged.facts(each), board.write(each)) for each in built]
+    if inputs and not records.unreadable:  # which is said each time
+        unchanged.remember(leaderboards, inputs, built)
+    _print_built(written, leaderboards, args)
+    if not args.json:
+        _print_unreadable(records)
     return 0
+
+
+def _print_built(written: Sequence[tuple[Facts, list[str]]], leaderboards: Path, args: argparse.Namespace) -> None:
+    if args.json:
+        print_json([{**facts.model_dump(), "changed": changed} for facts, changed in written])
+        return
+    for facts, changed in written:
+        reasons = ", ".join(f"{count} with {rule}" for rule, count in facts.left_out.items())
+        print(inert(f"{leaderboards / facts.board}: {facts.entries} entries; changed {', '.join(changed) or 'nothing'}"
+                    + (f"; left out: {reasons}" if reasons else "")))
 
 
 def _check(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
     from opdbench.report.board import differing, first_difference
+    from opdbench.report.unchanged import facts
 
     found = {board.name: [first_difference(board, file) for file in differing(board)] for board in built}
     failed = any(found.values())
     if args.json:
-        print_json({"passed": not failed, "boards": [{**_facts(board), "differences": found[board.name]}
+        print_json({"passed": not failed, "boards": [{**facts(board).model_dump(), "differences": found[board.name]}
                                                      for board in built]})
         return CHECK_FAILED if failed else 0
     for board in built:
@@ -93,15 +112,6 @@ def _check(built: Sequence[Built], records: Records, args: argparse.Namespace) -
             print(f"  fix: opdbench board build {board.name}")
     _print_unreadable(records)
     return CHECK_FAILED if failed else 0
-
-
-def _facts(board: Built) -> dict[str, Any]:
-    return {"board": board.name, "entries": len(board.entries), "left_out": dict(sorted(board.left_out.items()))}
-
-
-def _left_out(board: Built) -> str:
-    reasons = ", ".join(f"{count} with {rule}" for rule, count in sorted(board.left_out.items()))
-    return f"; left out: {reasons}" if reasons else ""
 
 
 def _print_unreadable(records: Records) -> None:

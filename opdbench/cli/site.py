@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default=OUT, metavar="DIR", help="site, serve: where the pages go (default ./site)")
     parser.add_argument("--papers", default="papers", metavar="DIR",
                         help="site, serve: what `opdbench paper build` wrote (default ./papers)")
-    parser.add_argument("--fresh", action="store_true", help="site, serve: render every page again")
+    parser.add_argument("--fresh", action="store_true",
+                        help="build, site, serve: make everything again, also where nothing has changed")
     parser.add_argument("--port", type=int, default=PORT, help="serve: on this machine, at this port (default 8000)")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdbench.errors import UserError, unknown
+from opdbench.parallel import mapped
 from opdbench.report import suite_tables
 from opdbench.report.charts import CHART, figure
 from opdbench.report.entries import Entry, select
@@ -18,7 +19,10 @@ from opdbench.report.standings import Standing, standings
 from opdbench.report.tables import render
 from opdbench.schema.board import RULES, AnyBoard, SuiteBoard, read_board
 
-__all__ = ["Built", "Records", "build", "differing", "first_difference", "folder_of", "names", "read", "write"]
+__all__ = ["Built", "Records", "build", "build_all", "differing", "first_difference", "folder_of", "names", "read",
+           "write"]
+
+_FEW = 1000  # records from which on a second process is worth its start
 
 
 class Built(NamedTuple):
@@ -53,6 +57,19 @@ def folder_of(leaderboards: Path, name: str) -> Path:
         raise unknown("board", name, valid, see="opdbench board list") if valid else UserError(
             f"there are no boards in {leaderboards}", "name their folder with --leaderboards DIR")
     return leaderboards / name
+
+
+def build_all(leaderboards: Path, names: Sequence[str], records: Records) -> list[Built]:
+    """What the files of several boards should be, in the order of the names."""
+    given = leaderboards, records
+    if len(records.runs) > _FEW:
+        return list(mapped(_build, given, names))
+    return [_build(given, name) for name in names]
+
+
+def _build(given: tuple[Path, Records], name: str) -> Built:
+    leaderboards, records = given
+    return build(leaderboards, name, records)
 
 
 def build(leaderboards: Path, name: str, records: Records) -> Built:

@@ -7,12 +7,11 @@ dark, so that it also stands in a README.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from opdbench.report.axes import Axis, cost_axis, score_axis, short
 
@@ -229,41 +228,49 @@ CURVE_WIDTH, CURVE_HEIGHT = 240, 112
 _CURVE_LEFT, _CURVE_TOP, _CURVE_BOTTOM = 46, 24, CURVE_HEIGHT - 18
 
 
-def curves(step_p: NDArray[np.float64], values_pd: NDArray[np.float64], names: Sequence[str]) -> list[str]:
+def curves(step_p: Sequence[float], value_dp: Sequence[Sequence[float]], names: Sequence[str]) -> list[str]:
     """One small chart for every diagnostic over training: its line, its range, its last value.
 
     Args:
         step_p: steps, ascending; at least two different ones.
-        values_pd: one column a diagnostic; a point that is NaN is left out of its line.
+        value_dp: a row for every diagnostic; a point that is NaN is left out of its line.
     """
-    right, (first, last) = CURVE_WIDTH - 6, (float(step_p[0]), float(step_p[-1]))
-    x_p = np.rint(_CURVE_LEFT + (right - _CURVE_LEFT) * (step_p - first) / (last - first))
-    foot = (f'<text x="{_CURVE_LEFT}" y="{CURVE_HEIGHT - 3}">{first:g}</text><text x="{right}" '
+    charts = []
+    across = _across(tuple(step_p))
+    for name, value_p in zip(names, value_dp, strict=True):
+        if all(map(math.isfinite, value_p)):
+            charts.append(_curve(name, value_p, *across))
+        elif len(there := [pair for pair in zip(step_p, value_p, strict=True) if math.isfinite(pair[1])]) > 1:
+            steps, values = zip(*there, strict=True)
+            charts.append(_curve(name, values, *_across(steps)))
+    return charts
+
+
+@lru_cache(maxsize=256)  # runs of one budget are looked at at the same steps
+def _across(step_p: Sequence[float]) -> tuple[str, str]:
+    """Of every chart over these steps: the points of the line, with places for their heights; and what stands below."""
+    right, (first, last) = CURVE_WIDTH - 6, (step_p[0], step_p[-1])
+    x_p = [round(_CURVE_LEFT + (right - _CURVE_LEFT) * (step - first) / (last - first)) for step in step_p]
+    return (" ".join([f"{x} %d" for x in x_p]),
+            f'<text x="{_CURVE_LEFT}" y="{CURVE_HEIGHT - 3}">{first:g}</text><text x="{right}" '
             f'y="{CURVE_HEIGHT - 3}" text-anchor="end">step {last:g}</text>')
-    there_pd = np.isfinite(values_pd)
-    if there_pd.all():
-        return [_curve(name, line, value_p, foot) for name, line, value_p in
-                zip(names, _lines(x_p, values_pd), values_pd.T.tolist(), strict=True)]
-    return [chart for column, name in enumerate(names) if (there_p := there_pd[:, column]).sum() > 1
-            for chart in curves(step_p[there_p], values_pd[there_p, column:column + 1], [name])]
 
 
-def _lines(x_p: NDArray[np.float64], values_pd: NDArray[np.float64]) -> list[str]:
-    """The points of every column's line; heights in tenths of a pixel, since whole ones would show as steps."""
-    low_d, high_d = values_pd.min(axis=0), values_pd.max(axis=0)
-    scale_d = 10 * (_CURVE_TOP - _CURVE_BOTTOM) / np.where(high_d > low_d, high_d - low_d, np.inf)
-    y_dp = np.rint(10 * _CURVE_BOTTOM + scale_d * (values_pd - low_d)).astype(int).T.tolist()
-    x = x_p.astype(int).tolist()
-    return [" ".join(map("%d %d".__mod__, zip(x, y_p, strict=True))) for y_p in y_dp]
+@lru_cache(maxsize=1024)  # a folder's records have the same diagnostics
+def _label(name: str) -> str:
+    return text(name.replace("_", " "))
 
 
-def _curve(name: str, line: str, value_p: Sequence[float], foot: str) -> str:
+def _curve(name: str, value_p: Sequence[float], points: str, foot: str) -> str:
+    """Heights are in tenths of a pixel, since whole ones would show as steps."""
     low, high = min(value_p), max(value_p)
+    foot_y, scale = 10 * _CURVE_BOTTOM, 10 * (_CURVE_TOP - _CURVE_BOTTOM) / (high - low if high > low else math.inf)
+    line = points % tuple([round(foot_y + scale * (value - low)) for value in value_p])
     ends = ((low, _CURVE_BOTTOM), (high, _CURVE_TOP)) if high > low else ((low, _CURVE_BOTTOM),)
     grid = "".join([f'<line class="grid" x1="{_CURVE_LEFT}" x2="{CURVE_WIDTH - 6}" y1="{y}" y2="{y}"/>'
                     f'<text x="{_CURVE_LEFT - 4}" y="{y + 4}" text-anchor="end">{short(end)}</text>'
                     for end, y in ends])
-    label = text(name.replace("_", " "))
+    label = _label(name)
     return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{label}: from '
             f'{value_p[0]:.3g} to {value_p[-1]:.3g}"><text class="title" x="{_CURVE_LEFT}" y="13">{label}</text>'
             f'<text x="{CURVE_WIDTH - 6}" y="13" text-anchor="end">{value_p[-1]:.3g}</text>{grid}{foot}'

@@ -20,14 +20,17 @@ from numpy.typing import NDArray
 
 from opdbench import untrusted
 from opdbench.errors import UserError
+from opdbench.parallel import chunks, mapped
+from opdbench.report.outcomes import Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
-from opdbench.scores import Outcome, scores
-from opdbench.store import RECORD, read_outcomes, read_whole
+from opdbench.scores import Outcome
+from opdbench.store import RECORD, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
 
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
+_CHUNK, _FEW = 200, 1000  # records that a process reads at a time; from how many on a second process is worth its start
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -37,13 +40,17 @@ class Run:
 
     path: Path
     record: Record
-    outcomes: Mapping[Phase, Sequence[Outcome]] = field(default_factory=dict)
+    tested: Mapping[Phase, Tested] = field(default_factory=dict)
     problem: str | None = None
     trust: str = SELF_REPORTED  # how far somebody else than who made it confirmed it: `opdbench.trust`
 
     @property
     def seed(self) -> int:
         return self.record.recipe.seed
+
+    @property
+    def outcomes(self) -> dict[Phase, Sequence[Outcome]]:
+        return {phase: tested.outcomes for phase, tested in self.tested.items()}
 
     @property
     def usable(self) -> bool:
@@ -77,20 +84,30 @@ class Study(NamedTuple):
 
 
 def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
-    """Every record below a results folder, or of one run's folder, in the order of their paths; outcomes not read.
+    """Every record below a results folder, or of one run's folder, in the order of their paths; outcomes not read, and
+    without the curves, which are most of a record and which nothing that compares runs looks at.
 
     Raises:
         UserError: there is no such folder.
     """
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    runs, unreadable = [], []
-    for path in sorted(results.rglob(RECORD)):
-        try:
-            runs.append(read_run(path))
-        except UserError as error:
-            unreadable.append(Unreadable(path, error.problem))
-    return runs, unreadable
+    paths = sorted(results.rglob(RECORD))
+    parts = mapped(_read_chunk, None, chunks(paths, _CHUNK)) if len(paths) > _FEW else [_read_chunk(None, paths)]
+    read = [each for part in parts for each in part]
+    return [run for run in read if isinstance(run, Run)], [each for each in read if isinstance(each, Unreadable)]
+
+
+def _read_chunk(_: None, paths: Sequence[Path]) -> list[Run | Unreadable]:
+    return [_read_or_not(path) for path in paths]
+
+
+def _read_or_not(path: Path) -> Run | Unreadable:
+    try:
+        run = read_run(path)
+    except UserError as error:
+        return Unreadable(path, error.problem)
+    return replace(run, record=run.record.model_copy(update={"curve": []}))
 
 
 def read_run(path: Path) -> Run:
@@ -109,12 +126,12 @@ def with_outcomes(run: Run) -> Run:
     if not run.usable:
         return run
     try:
-        outcomes = {phase: _outcomes(run, phase) for phase in PHASES if getattr(run.record, phase)}
-        _check_examples(outcomes)
+        tested = {phase: _tested(run, phase) for phase in PHASES if getattr(run.record, phase)}
+        _check_examples(tested)
     except UserError as error:
         # Boards show it, and must not differ from one machine to another.
         return replace(run, problem=error.problem.replace(f"{run.path}/", "").replace(str(run.path), run.path.name))
-    return replace(run, outcomes=outcomes)
+    return replace(run, tested=tested)
 
 
 def setting_of(record: Record) -> Setting:
@@ -138,10 +155,12 @@ def by_setting(runs: Iterable[Run]) -> dict[Setting, list[Run]]:
 
 def changed(record: Record) -> dict[str, Any]:
     """The settings that were asked for in place of defaults (by `--set` or `--preset`), by the key to set them with."""
-    sections = {"method": record.recipe.params, "task": record.recipe.task_params,
-                "training": record.recipe.training.model_dump(), "evaluation": record.recipe.evaluation.model_dump()}
     asked = [key.partition(".") for key, origin in sorted(record.origins.items())
              if origin == "user" or origin.startswith("preset ")]
+    if not asked:
+        return {}
+    sections = {"method": record.recipe.params, "task": record.recipe.task_params,
+                "training": record.recipe.training.model_dump(), "evaluation": record.recipe.evaluation.model_dump()}
     return {name: sections[section][name] for section, _, name in asked if name in sections.get(section, {})}
 
 
@@ -158,24 +177,16 @@ def study(runs: Sequence[Run]) -> Study | None:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"two records of one run: {usable[0].path.parent} and others hold a seed twice",
                         "keep one of the two folders")
-    tables = [_table(run) for run in usable]
+    tables = [{(phase, mode): means for phase, tested in run.tested.items() for mode, means in tested.means.items()}
+              for run in usable]
     examples = [_examples(table, run.path) for table, run in zip(tables, usable, strict=True)]
     if any(table.keys() != tables[0].keys() for table in tables) or len(set(examples)) > 1:
         raise UserError(f"the runs beside {usable[0].path} were not tested on the same examples",
                         "run them again with one version of the task")
     _check_means(usable, tables)
-    score_se = {key: np.array([[table[key][name] for name in examples[0]] for table in tables]) for key in tables[0]}
-    shared = all(outcome.output is not None for outcome in usable[0].outcomes["after"])
+    score_se = {key: np.array([list(table[key].values()) for table in tables]) for key in tables[0]}
+    shared = all(outcome.output is not None for outcome in usable[0].tested["after"].outcomes)
     return Study(seeds, shared, examples[0], score_se)
-
-
-def _table(run: Run) -> dict[tuple[Phase, str], dict[str, float]]:
-    """Score by phase and mode, then by example; the mean where an example was sampled several times."""
-    table: dict[tuple[Phase, str], dict[str, list[float]]] = {}
-    for phase, outcomes in run.outcomes.items():
-        for outcome in outcomes:
-            table.setdefault((phase, outcome.mode), {}).setdefault(outcome.id, []).append(outcome.score)
-    return {key: {name: fmean(samples) for name, samples in examples.items()} for key, examples in table.items()}
 
 
 def _check_means(runs: Sequence[Run], tables: Sequence[Mapping[tuple[Phase, str], Mapping[str, float]]]) -> None:
@@ -197,7 +208,7 @@ def _examples(table: Mapping[tuple[Phase, str], Mapping[str, float]], path: Path
     return names.pop()
 
 
-def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
+def _tested(run: Run, phase: Phase) -> Tested:
     """One phase's outcomes.
 
     Raises:
@@ -208,40 +219,20 @@ def _outcomes(run: Run, phase: Phase) -> list[Outcome]:
     if file is None or file.file != f"{phase}.jsonl.gz":
         raise UserError(f"the scores {phase} have no raw outcomes beside them")
     try:
-        found = [_outcome(line) for line in read_outcomes(run.path, file)]
-        recomputed = scores(found, next(iter(stated.values())).metric)
+        found = read_tested(run.path, file, next(iter(stated.values())).metric)
     except (ValueError, TypeError, KeyError, OverflowError):
         raise UserError(f"the raw outcomes {phase} are no outcomes") from None
-    for mode in stated.keys() | recomputed.keys():
-        if not _equal(stated.get(mode), recomputed.get(mode)):
+    for mode in stated.keys() | found.scores.keys():
+        if not _equal(stated.get(mode), found.scores.get(mode)):
             raise UserError(f"the raw outcomes {phase} do not make the {mode} score that the record states")
-    if len(found) != file.n:
-        raise UserError(f"there are {len(found)} raw outcomes {phase}, and the record says {file.n}")
+    if len(found.outcomes) != file.n:
+        raise UserError(f"there are {len(found.outcomes)} raw outcomes {phase}, and the record says {file.n}")
     return found
 
 
-def _outcome(content: Mapping[str, Any]) -> Outcome:
-    outcome = Outcome(**content)
-    if not (isinstance(outcome.id, str) and 0 < len(outcome.id) <= untrusted.LONGEST_NAME
-            and not untrusted.HIDDEN.search(outcome.id) and outcome.mode in ("greedy", "sampled")
-            and isinstance(outcome.extra, dict) and all(map(_is_score, (outcome.score, *outcome.extra.values())))
-            and type(outcome.length) is int and 0 <= outcome.length <= untrusted.LARGEST_SCORE
-            and isinstance(outcome.truncated, bool) and isinstance(outcome.output, str | None)):
-        raise ValueError("an outcome's field is of another kind")
-    return outcome._replace(score=float(outcome.score))
-
-
-def _is_score(value: Any) -> bool:
-    return type(value) in (int, float) and -untrusted.LARGEST_SCORE <= value <= untrusted.LARGEST_SCORE
-
-
-def _check_examples(outcomes: Mapping[Phase, Sequence[Outcome]]) -> None:
+def _check_examples(tested: Mapping[Phase, Tested]) -> None:
     """Every phase and mode must be of the same examples; else no comparison of them means anything."""
-    tested: dict[tuple[str, str], dict[str, None]] = {}
-    for phase, found in outcomes.items():
-        for outcome in found:
-            tested.setdefault((phase, outcome.mode), {})[outcome.id] = None
-    if len({tuple(names) for names in tested.values()}) > 1:
+    if len({tuple(means) for found in tested.values() for means in found.means.values()}) > 1:
         raise UserError("it was not tested on the same examples in every phase and mode")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from opdbench import registry
@@ -70,6 +71,7 @@ def as_entry(entry: Entry) -> dict[str, Any]:
     }
 
 
+@cache
 def standing_of(method: str) -> str | None:
     """How certain a method's form is, where it is not: "from notes" or "unspecified". None also of one that is not
     installed here."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from opdbench import registry
 from opdbench.errors import UserError
+from opdbench.parallel import chunks, mapped
 from opdbench.site.inventory import Board, methods, read_boards, refused, standings, tasks
 from opdbench.site.output import (
     Manifest,
     Written,
-    fingerprint,
     is_whole,
     read_manifest,
     remove,
@@ -25,7 +23,8 @@ from opdbench.site.output import (
 )
 from opdbench.site.papers import read_papers
 from opdbench.site.records import Located, Places, Summary, Unread, record_page
-from opdbench.site.views import Site, pages
+from opdbench.site.views import Part, Site, parts
+from opdbench.stamps import fingerprint
 from opdbench.store import RECORD
 
 _CHUNK = 200  # records that a process takes at a time
@@ -75,7 +74,17 @@ def _write(results: Path, leaderboards: Path, papers: Path | None, out: Path) ->
     places = Places(standings(boards), refused(boards), bool(read))
     written, runs, unread = _write_records(find_records(results), places, out)
     site = Site(boards, methods([run.method for run in runs]), tasks(_tasks(boards, runs)), read, runs, unread)
-    return [*written, *(write_page(out, page) for page in pages(site))], unread
+    made = parts(site)
+    todo = range(len(made))
+    for pages in mapped(_write_part, (made, out), todo) if len(runs) > _FEW else (
+            _write_part((made, out), index) for index in todo):
+        written.extend(pages)
+    return written, unread
+
+
+def _write_part(given: tuple[Sequence[Part], Path], index: int) -> list[Written]:
+    made, out = given
+    return [write_page(out, page) for page in made[index]()]
 
 
 def _tasks(boards: Sequence[Board], runs: Sequence[Summary]) -> list[str]:
@@ -112,44 +121,18 @@ class _Part(NamedTuple):
 
 
 def _write_records(found: Sequence[Located], places: Places, out: Path) -> _Part:
-    """The records' pages, by as many processes as there are cores; in the order of the records."""
-    chunks = [found[start:start + _CHUNK] for start in range(0, len(found), _CHUNK)]
-    whole = _Part([], [], [])
-    for part in _in_parallel(chunks, places, out) if len(found) > _FEW else (
-            _write_chunk(chunk, places, out) for chunk in chunks):
+    """The records' pages, in the order of the records."""
+    whole, todo = _Part([], [], []), chunks(found, _CHUNK)
+    for part in mapped(_write_chunk, (places, out), todo) if len(found) > _FEW else (
+            _write_chunk((places, out), chunk) for chunk in todo):
         whole.written.extend(part.written)
         whole.runs.extend(part.runs)
         whole.unread.extend(part.unread)
     return whole
 
 
-def _in_parallel(chunks: Sequence[Sequence[Located]], places: Places, out: Path) -> Iterator[_Part]:
-    way = "fork" if "fork" in multiprocessing.get_all_start_methods() else None  # does not import everything again
-    with ProcessPoolExecutor(_cores(), multiprocessing.get_context(way), _start,
-                             (places, out)) as pool:
-        yield from pool.map(_write_next, chunks)
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_given: tuple[Places, Path] | None = None
-
-
-def _start(places: Places, out: Path) -> None:
-    """In a worker: keep what every chunk needs, so that it is not sent with each."""
-    global _given
-    _given = places, out
-
-
-def _write_next(chunk: Sequence[Located]) -> _Part:
-    assert _given is not None
-    return _write_chunk(chunk, *_given)
-
-
-def _write_chunk(chunk: Sequence[Located], places: Places, out: Path) -> _Part:
+def _write_chunk(given: tuple[Places, Path], chunk: Sequence[Located]) -> _Part:
+    places, out = given
     part = _Part([], [], [])
     for located in chunk:
         made = record_page(located, places)

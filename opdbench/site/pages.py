@@ -60,10 +60,19 @@ def record_path(parts: tuple[str, ...]) -> str:
 def render(template: str, path: str, title: str, *, has_papers: bool, wide: bool = False, **values: Any) -> Page:
     """A page from its template; `root` leads from it to the site's top, so that links work under any address."""
     root = "../" * path.count("/")
-    content = Markup(_template(template).render(root=root, **values))
-    page = _template("base.html").render(
-        root=root, here=path, title=title, has_papers=has_papers, wide=wide, content=content)
-    return Page(path, page.encode(errors="replace"))
+    before, between, after = _frame(root, "" if root else path, has_papers, wide)
+    content = _template(template).render(root=root, **values)
+    return Page(path, "".join([before, safe(title), between, content, after]).encode(errors="replace"))
+
+
+@cache
+def _frame(root: str, here: str, has_papers: bool, wide: bool) -> tuple[str, str, str]:
+    """What stands around the title and the content of every page in a folder."""
+    whole = _template("base.html").render(root=root, here=here, title="@title@", content="@content@",
+                                          has_papers=has_papers, wide=wide)
+    before, _, rest = whole.partition("@title@")
+    between, _, after = rest.partition("@content@")
+    return before, between, after
 
 
 @cache

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 
 from opdbench.errors import UserError
 from opdbench.report.charts import curves, interval_bar
 from opdbench.report.runs import Run, changed, read_run, setting_of
-from opdbench.schema.record import Record, Score
+from opdbench.schema.record import Record
 from opdbench.site.inventory import Standing, written
 from opdbench.site.pages import Page, amount, percent, record_path, render, safe, terms
 from opdbench.site.samples import Sample, samples
@@ -116,18 +116,23 @@ def _mode(record: Record, mode: str) -> str:
     gap = record.gap_recovered.get(mode)
     note = "" if gap is None else f"<small>gap recovered {percent(gap)}%</small>"
     head = f'<th scope="rowgroup" rowspan="{len(there)}">{safe(mode)}{note}</th>'
-    rows = [f'<tr>{"" if index else head}<th scope="row">{phase}</th>{_score(score, low, size, share)}</tr>\n'
+    rows = [f'<tr>{"" if index else head}<th scope="row">{phase}</th>'
+            f'{_score((score.mean, score.low, score.high), score.n, score.length, score.truncated, low, size)}</tr>\n'
             for index, (phase, score) in enumerate(there)]
     return f"<tbody>{''.join(rows)}</tbody>\n"
 
 
-def _score(score: Score, low: float, size: float, share: bool) -> str:
-    bar = interval_bar({"mean": (score.mean - low) / size, "low": (score.low - low) / size,
-                        "high": (score.high - low) / size}, -0.03, 1.03)
-    words = (f"<b>{100 * score.mean:.1f}%</b> <small>{100 * score.low:.1f} to {100 * score.high:.1f}</small>" if share
-             else f"<b>{score.mean:.4g}</b> <small>{score.low:.4g} to {score.high:.4g}</small>")
-    return (f'<td><span class="with-bar">{bar}<span>{words}</span></span></td><td class="number">{score.n}</td>'
-            f'<td class="number">{score.length:.1f}</td><td class="number">{100 * score.truncated:.1f}</td>')
+@lru_cache(maxsize=512)  # what stood before training, and the teacher, score the same in many runs
+def _score(interval: tuple[float, float, float], n: int, length: float, truncated: float, origin: float, size: float
+           ) -> str:
+    """Cells for a score whose axis begins at `origin` and is `size` long; from 0 to 1 it is a share."""
+    bar = interval_bar(dict(zip(("mean", "low", "high"), [(value - origin) / size for value in interval], strict=True)),
+                       -0.03, 1.03)
+    mean, low, high = ((f"{100 * value:.1f}" for value in interval) if (origin, size) == (0.0, 1.0) else
+                       (f"{value:.4g}" for value in interval))
+    words = f"<b>{mean}{'%' if (origin, size) == (0.0, 1.0) else ''}</b> <small>{low} to {high}</small>"
+    return (f'<td><span class="with-bar">{bar}<span>{words}</span></span></td><td class="number">{n}</td>'
+            f'<td class="number">{length:.1f}</td><td class="number">{100 * truncated:.1f}</td>')
 
 
 _WRITERS = {"before": "student before", "after": "student after", "teacher": "teacher"}
@@ -162,29 +167,25 @@ def _shares(ledger: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _charts(record: Record) -> list[str]:
     """Validation scores, then the diagnostics, those first that every method has."""
-    names = sorted({name for point in record.curve for name in point} - {"step"},
+    names = sorted(set[str]().union(*record.curve) - {"step"},
                    key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
     return [*_drawn(record.validation, ["score"]), *_drawn(record.curve, names[:_CURVES])]
 
 
 def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[str]:
     points = points[::math.ceil(len(points) / _POINTS)] if len(points) > _POINTS else points
-    if not names or len(points) < 2 or any("step" not in point for point in points):
+    steps = [point.get("step", math.nan) for point in points]
+    if not names or len(steps) < 2 or not all(map(lt, steps, steps[1:])):
         return []
-    step_p = np.array([point["step"] for point in points], dtype=np.float64)
-    if not (np.isfinite(step_p).all() and (np.diff(step_p) > 0).all()):
-        return []
-    values_pd = np.array([[point.get(name, math.nan) for name in names] for point in points], dtype=np.float64)
     labels = ["validation score" if name == "score" else name for name in names]
-    return curves(step_p, values_pd, labels)
+    return curves(steps, [[point.get(name, math.nan) for point in points] for name in names], labels)
 
 
 def _settings(record: Record) -> Iterator[tuple[str, Markup]]:
     """By section, a row for every value, with who set it where it is not a default."""
     recipe, origins = record.recipe, record.origins
-    sections = (("method", recipe.params), ("training", recipe.training.model_dump()),
-                ("task", recipe.task_params), ("evaluation", recipe.evaluation.model_dump()),
-                ("execution", record.execution.model_dump()))
+    sections = (("method", recipe.params), ("training", dict(recipe.training)), ("task", recipe.task_params),
+                ("evaluation", dict(recipe.evaluation)), ("execution", dict(record.execution)))
     yield "budget", Markup("".join([_row(axis, amount(limit), origins.get("budget", ""))
                                     for axis, limit in recipe.budget.limits().items()]))
     for section, values in sections:

@@ -7,13 +7,15 @@ anything.
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic_core import from_json
+
+from opdbench import untrusted
 from opdbench.schema.record import OutcomeFile, Phase
 
 SHOWN = 4
@@ -48,12 +50,9 @@ def samples(folder: Path, files: Mapping[Phase, OutcomeFile]) -> list[Sample]:
 
 def _first(folder: Path, file: OutcomeFile) -> Mapping[str, Output]:
     """The first greedy texts of a file, by problem; none when the file is not the one that the record describes."""
-    path = folder / Path(file.file).name
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_FILE:
-            return {}
-        content = path.read_bytes()
-    except OSError:
+        content = untrusted.read(f"{folder}/{Path(file.file).name}", _LARGEST_FILE)
+    except (OSError, untrusted.RefusedError):
         return {}
     if hashlib.sha256(content).hexdigest() != file.sha256:
         return {}
@@ -66,7 +65,7 @@ def _texts(content: bytes) -> Mapping[str, Output]:
     try:
         beginning = zlib.decompressobj(wbits=31).decompress(content, _BYTES)
         for line in beginning.split(b"\n", _LINES)[:-1]:
-            outcome = json.loads(line)
+            outcome = from_json(line)
             if outcome["mode"] == "greedy" and isinstance(outcome["output"], str):
                 text = outcome["output"]
                 found.setdefault(str(outcome["id"]), Output(

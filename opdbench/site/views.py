@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -56,19 +57,24 @@ class Group(NamedTuple):
     gap: float | None  # mean over the runs that have one
 
 
-def pages(site: Site) -> Iterator[Page]:
-    """Every page but those of the records."""
-    for asset in ASSETS:
-        yield Page(f"assets/{asset}", files("opdbench.site").joinpath("assets", asset).read_bytes())
+Part = Callable[[], Iterable[Page]]
+
+
+def parts(site: Site) -> list[Part]:
+    """Every page but those of the records, in parts of about the same work that can be made at the same time."""
     shared = {"has_papers": bool(site.papers)}
     by_setting = _by_setting(site.runs)
     places = _places(site.boards)
+    return [partial(_few_pages, site, places, shared),
+            *(partial(_board_pages, board, by_setting, shared) for board in site.boards),
+            partial(_method_pages, site, by_setting, places, shared), partial(_task_pages, site, by_setting, shared)]
+
+
+def _few_pages(site: Site, places: Sequence[Place], shared: Mapping[str, Any]) -> Iterator[Page]:
+    for asset in ASSETS:
+        yield Page(f"assets/{asset}", files("opdbench.site").joinpath("assets", asset).read_bytes())
     yield _overview(site, places, shared)
     yield render("guide.html", "guide.html", "How to read this", **shared)
-    for board in site.boards:
-        yield from _board_pages(board, by_setting, shared)
-    yield from _method_pages(site, by_setting, places, shared)
-    yield from _task_pages(site, by_setting, shared)
     yield from _paper_pages(site.papers, shared)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,40 @@ def test_json_is_strict(text: bytes, says: str) -> None:
                                   '["日本語 עברית 😀"]'.encode(), b'["' + b"9" * 500 + b'"]'])
 def test_what_people_write_is_read(text: bytes) -> None:
     assert parse_json(text) == json.loads(text)
+
+
+PIECES = [b'"', b":", b" ", b"{", b"}", b"[", b"]", b",", b"\\", b"e", b"0", b"-", b".", b'"a": 1, ', b'"a" : 1,',
+          b"NaN", b"1e999", b"1e305", b"9" * 320, b"Infinity", b"null", b"\x00", b"\x7f", b"\xff", b"\n", b"+1", b"01",
+          b"1.", b"\xef\xbb\xbf", b'"\\ud800"', b'\\"', b'":', b"\r", "\u202e".encode()]
+
+
+def mutated(rng: random.Random) -> bytes:
+    text = bytearray(rng.choice([b'{"a": [1, 2.5, -0, -0.0, 1e5, {"b": "x:y", "c": null}], "d": "\\u00e9", "e": true}',
+                                 b'{"a":{"b":{"a":1,"b":2e-7}},"c":":x"}', '{"é": "日本", "f": {}}'.encode()]))
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        at = rng.randrange(len(text) + 1)
+        text[at:at + rng.choice([0, 0, 1, 9])] = rng.choice([rng.choice(PIECES), bytes(text[at:at + 20]) * 2])
+    return bytes(text)
+
+
+def test_the_quick_parser_accepts_what_the_strict_one_does_and_nothing_else() -> None:
+    rng, seen = random.Random(0), 0
+    for _ in range(4000):
+        text = mutated(rng)
+        if (quick := untrusted._quick(text, [text])) is not None:
+            seen += 1
+            assert repr(quick[0]) == repr(untrusted._BOUNDED.decode(text.decode()))
+    assert seen > 100
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    (b'{"a": 1, "a": 2}', "key twice"), (b'{"a" : 1, "a": 2}', "key twice"), (b'{"a" : 1, "a": ":"}', "key twice"),
+    (b'{"a":1,"a":2,"b":":"}', "key twice"), (b'{"a": NaN}', "NaN"), (b"[1", "not JSON"), (b"1, 2", "not JSON"),
+    (b"", "not JSON"),
+])
+def test_lines_are_strict(line: bytes, says: str) -> None:
+    with pytest.raises(RefusedError, match=says):
+        untrusted.parse_lines(b'{"id": "x"}\n' + line + b"\n{}\n")
 
 
 def test_files_are_regular_and_small(tmp_path: Path) -> None:
