@@ -78,7 +78,8 @@ def restored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Evidence]:
         "title": "Restored", "report": [{"label": "x", "stage": "skill", "phase": "after"}],
         "stages": {"skill": {"method": "learn", "task": "toy", "budget": "steps=10"},
                    "restore": {"method": "mend", "task": "toy", "budget": "steps=10", "student": "stage:skill"},
-                   "never": {"method": "rest", "task": "toy", "budget": "steps=10", "student": "stage:restore"}}}))
+                   "never": {"method": "rest", "task": "toy", "budget": "steps=10", "student": "stage:restore"}},
+    }, sort_keys=False))
     for seed in range(5):
         skill = write_run(folder / "results", "learn", seed, after=0.9)
         write_run(folder / "results", "mend", seed, after=0.0, student="elsewhere/student")
