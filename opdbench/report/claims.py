@@ -95,9 +95,9 @@ def _compared(claim: Claim, experiment: Experiment, first: Entry, second: Entry)
         return difference(first, second, claim.mode)
     if claim.measure == SCORE:
         return _score_difference(experiment, first, second, claim.mode)
-    values = [_regrets(entry, claim.mode) if claim.measure == REGRET else entry.seed_costs.get(claim.measure, {})
-              for entry in (first, second)]
-    return _log_ratio(*values, claim.level or 1.0)
+    amounts = [_regrets(entry, claim.mode) if claim.measure == REGRET else entry.seed_costs.get(claim.measure, {})
+               for entry in (first, second)]
+    return _log_ratio(amounts[0], amounts[1], claim.level or 1.0)
 
 
 def _above(entry: Entry, mode: str, level: float) -> Estimate | None:
@@ -144,8 +144,8 @@ def _effect(claim: Claim, estimate: Estimate) -> Interval:
     found = estimate.interval()
     if claim.measure in (GAP, SCORE):
         return found
-    level = claim.level or 1.0
-    return Interval(*(level * math.exp(bound) for bound in found[:3]), "t of the logarithm")
+    mean, low, high = ((claim.level or 1.0) * math.exp(bound) for bound in found[:3])
+    return Interval(mean, low, high, "t of the logarithm")
 
 
 def _verdict(claim: Claim, estimate: Estimate) -> Verdict:
