@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.ledger import peak_memory
-from opdbench.references import Copy, Model, Route, leaves
+from opdbench.references import Copy, Model, Route, fresh_widths, leaves
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
 from opdbench.task import ControlTask, LanguageTask
@@ -123,8 +123,9 @@ def _student_size(plan: Plan) -> Size:
     assert isinstance(plan.task, ControlTask)
     from opdbench.rl.world import fresh_student
 
-    student = fresh_student(plan.task, plan.spec.recipe.seed)
-    return Size(student.n_parameters(), layers=len(plan.task.student_hidden) + 1, actions=student.n_actions)
+    hidden = fresh_widths(plan.spec.recipe.student.reference)
+    student = fresh_student(plan.task, plan.spec.recipe.seed, hidden)
+    return Size(student.n_parameters(), layers=len(hidden) + 1, actions=student.n_actions)
 
 
 def _teacher_sizes(plan: Plan) -> list[Size]:

@@ -47,11 +47,13 @@ class Need(NamedTuple):
 
 
 def places(paper: Paper, table: str | None = None) -> list[Place]:
-    """What a paper, or one of its tables, names: arms of tables first, then those of claims."""
+    """What a paper, or one of its tables, names: arms of tables first, then those of claims. A recipe's stages are not
+    among them: one command makes them all (`opdbench.report.claims.command`)."""
     found = [Place(ours.suite, _bare(ours.task), arm) for ours in paper.ours if table in (None, ours.table)
              for arms in ours.arms.values() for arm in arms.values()]
     if table is None:
         found += [Place(suite, _bare(each.task), arm) for claim in paper.claims for each in claim.experiments
+                  if each.suite
                   for suite, arm in ((each.suite, each.first), (each.second_suite or each.suite, each.second)) if arm]
     return list(dict.fromkeys(found))
 
@@ -83,7 +85,7 @@ def _request(chosen: Chosen, place: Place, seed: int, profile: str) -> Request:
     where, arm = chosen.suite.tasks[place.task], chosen.suite.arms[place.arm]
     return Request(method=arm.method, task=place.task, profile=profile, seed=seed, budget=(where.budget,),
                    settings=(*where.set, *arm.set), preset=arm.preset, teacher=arm.teacher or where.teacher,
-                   student=where.student)
+                   student=arm.student or where.student)
 
 
 def _bare(task: str) -> str:

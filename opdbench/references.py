@@ -8,6 +8,10 @@
     ema:0.99                                    the student's exponential moving average
     exact                                       computed from the rules of a control task that can
 
+`--student` may name a model, or on a control task a network that is initialised from the run's seed:
+
+    fresh:64x64                                 of these hidden layers, in place of the task's own
+
 Quantisation is part of which teacher it is, not of how it is computed: four bits move its probabilities by far more
 than rounding does, so a run with such a teacher is another recipe.
 """
@@ -17,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, cast
@@ -29,6 +33,8 @@ from opdbench.task import ControlTask, LanguageTask, Task
 
 Quantisation = Literal["int8", "nf4"]
 _QUANTISED = ("int8", "nf4")
+_FRESH = "fresh:"
+_WIDTHS = re.compile(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*")
 MOST_ROUTES = 256  # their numbers lie among the features, which may be bfloat16
 
 
@@ -73,6 +79,30 @@ class Named(NamedTuple):
 
     ref: ModelRef
     teacher: Teacher
+
+
+def is_fresh(reference: str | None) -> bool:
+    """Whether a student's reference asks for a new network."""
+    return reference is not None and reference.startswith(_FRESH)
+
+
+def fresh_widths(reference: str) -> tuple[int, ...]:
+    """The hidden layers of `fresh:64x64`, as it is asked for, or of `fresh 64x64`, as a recipe has it; none of a table.
+
+    Raises:
+        UserError: no widths are stated.
+    """
+    widths = reference.removeprefix(_FRESH).removeprefix("fresh ")
+    if widths == "table":
+        return ()
+    if not _WIDTHS.fullmatch(widths):
+        raise UserError(f"{reference} does not say the widths of hidden layers", "write them like fresh:64x64")
+    return tuple(map(int, widths.split("x")))
+
+
+def fresh(widths: Sequence[int]) -> str:
+    """How a recipe names a new network."""
+    return f"fresh {'x'.join(map(str, widths)) or 'table'}"
 
 
 def model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Model]:

@@ -222,11 +222,16 @@ def _teacher(reference: str | None, task: Task, method: Distiller, student: Mode
 
 def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[ModelRef, Path | None]:
     reference = request.student or task.student or profile.models.get("student")
-    if reference is not None and not (isinstance(task, ControlTask) and not (request.student or task.student)):
+    new = references.is_fresh(request.student)
+    if new and not isinstance(task, ControlTask):
+        raise UserError(f"{request.student} is a small network, and {task.id} needs a language model",
+                        "name a model, or leave --student out")
+    own = isinstance(task, ControlTask) and not (request.student or task.student)
+    if reference is not None and not new and not own:
         ref, model = references.model(reference, "student", task)
         return ref, model.path
     if isinstance(task, ControlTask):
-        fresh = f"fresh {'x'.join(str(width) for width in task.student_hidden) or 'table'}"
+        fresh = references.fresh(references.fresh_widths(reference) if new and reference else task.student_hidden)
         digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
         return ModelRef(reference=fresh, sha256=digest), None
     raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",

@@ -83,7 +83,7 @@ def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, 
     arm, where = suite.arms[arm_name], suite.tasks[task]
     words = ["run", "--method", arm.method, "--task", task, "--seed", str(seed), "--budget", where.budget]
     for flag, given in (("--preset", arm.preset), ("--teacher", arm.teacher or where.teacher),
-                        ("--student", where.student)):
+                        ("--student", arm.student or where.student)):
         words += [flag, given] if given is not None else []
     tuned = [f"{suite.tune.key}={value:g}"] if suite.tune is not None and value is not None else []
     for setting in [*where.set, *arm.set, *tuned, *extra]:

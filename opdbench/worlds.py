@@ -135,8 +135,12 @@ def _control(plan: Plan, task: ControlTask) -> World:
         observation = torch.zeros(1, 1, *make_simulators(task).observation_shape, device=execution.device)
         return teachers.Mixture(parts, observation, named.weights)
 
-    student: Policy = (fresh_student(task, recipe.seed).to(execution.device, dtype) if plan.student is None
-                       else load(references.Model(plan.student, recipe.student.reference.partition("#")[2] or None)))
+    reference = recipe.student.reference
+    student: Policy
+    if plan.student is None:
+        student = fresh_student(task, recipe.seed, references.fresh_widths(reference)).to(execution.device, dtype)
+    else:
+        student = load(references.Model(plan.student, reference.partition("#")[2] or None))
     teacher = None if plan.teacher is None else teachers.build(plan.teacher, student, load, mix)
     return ControlWorld(task, student, teacher, seed=recipe.seed)
 

@@ -1,20 +1,38 @@
-"""A grid world as a gymnasium environment; apart from the task, so that listing tasks imports no gymnasium."""
+"""Worlds of numbered states as gymnasium environments; apart from their tasks, so that listing imports no gymnasium."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from opdbench.tasks.grid_world import Grid
+
+class Grid(Protocol):
+    """What a world must say: where an episode starts, where moves lead.
+
+    Attributes:
+        next_sa: int64 [S, A], where an action leads when nothing interferes.
+    """
+
+    @property
+    def n_states(self) -> int: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def next_sa(self) -> NDArray[np.int64]: ...
+
+    def step(self, state: int, action: int, uniform_2: NDArray[np.float64]) -> tuple[int, float, bool]:
+        """(next state, reward, whether the episode ends), from two uniform numbers."""
+        ...
 
 
 class GridWorldEnv(gymnasium.Env[NDArray[np.float32], int]):
-    """Observes the cell, one-hot."""
+    """Observes the state, one-hot."""
 
     def __init__(self, grid: Grid, max_episode_steps: int) -> None:
         self.grid = grid

@@ -9,9 +9,13 @@ import pytest
 
 from opdbench import references
 from opdbench.errors import UserError
+from opdbench.estimate import estimate
+from opdbench.policy import Policy
 from opdbench.references import Copy, Mix, Model, Named
 from opdbench.registry import load
+from opdbench.resolve import Request, resolve
 from opdbench.schema.spec import ModelRef
+from opdbench.worlds import build
 
 MODELS = Path(__file__).resolve().parents[1] / "tasks" / "models"
 STUDENT = ModelRef(reference="s", sha256="5" * 64)
@@ -84,3 +88,34 @@ def test_control_tasks_refuse_what_is_for_language_models(reference: str, messag
 def test_a_problem_without_a_teacher_is_named() -> None:
     with pytest.raises(UserError, match=r"names no teacher for shortest = .*, which problem text-maze-"):
         named("route:shortest:999=text-maze/teacher", "text-maze")
+
+
+# ------------------------------------------------------------------------------------------------------- fresh students
+
+
+def test_a_new_student_is_named_by_its_hidden_layers() -> None:
+    assert references.fresh_widths("fresh:60x30") == references.fresh_widths("fresh 60x30") == (60, 30)
+    assert references.fresh((60, 30)) == "fresh 60x30" and references.fresh(()) == "fresh table"
+    assert references.fresh_widths("fresh table") == () and not references.is_fresh("fresh 60x30")
+
+
+@pytest.mark.parametrize("reference", ["fresh:", "fresh:0", "fresh:8x", "fresh:-8", "fresh:8,8", "fresh:99999"])
+def test_a_new_student_without_widths_is_refused(reference: str) -> None:
+    with pytest.raises(UserError, match="widths of hidden layers"):
+        references.fresh_widths(reference)
+
+
+def test_a_run_may_ask_for_a_student_of_another_size() -> None:
+    given, own = (resolve(Request("kd", "cartpole", student=student)) for student in ("fresh:8x4", None))
+    assert (given.spec.recipe.student.reference, given.student) == ("fresh 8x4", None)
+    assert given.spec.origins["student"] == "user" and own.spec.recipe.student.reference == "fresh 32"
+    student = build(given).student
+    assert isinstance(student, Policy) and student.n_parameters() == 4 * 8 + 8 + 8 * 4 + 4 + 4 * 2 + 2
+    assert estimate(given).student_parameters == student.n_parameters()
+    same = resolve(Request("kd", "cartpole", student="fresh:32")).spec.recipe
+    assert same.digest() == own.spec.recipe.digest()
+
+
+def test_a_language_model_is_not_a_small_network() -> None:
+    with pytest.raises(UserError, match="needs a language model"):
+        resolve(Request("kd", "chain-sum", student="fresh:8"))

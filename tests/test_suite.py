@@ -42,7 +42,8 @@ def test_every_run_of_a_shipped_suite_resolves(name: str) -> None:
         values = dict(zip(words[1::2], words[2::2], strict=True))
         settings = tuple(words[place + 1] for place, word in enumerate(words) if word == "--set")
         plan = resolve(Request(method=values["--method"], task=task, budget=(values["--budget"],), settings=settings,
-                               preset=values.get("--preset"), teacher=values.get("--teacher")))
+                               preset=values.get("--preset"), teacher=values.get("--teacher"),
+                               student=values.get("--student")))
         assert plan.spec.recipe.method == suite.arms[arm].method
 
 

@@ -49,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                                                          "other code does (opdbench show METHOD lists them)")
     parser.add_argument("--probe", action="append", default=[], metavar="NAME",
                         help=f"watch something besides: {', '.join(PROBES)} (repeatable)")
-    parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id")
+    parser.add_argument("--student", metavar="MODEL", help="starting student: shipped name, local folder or hub id; on "
+                                                           "a control task also fresh:64x64, a new network")
     parser.add_argument("--teacher", metavar="MODEL", help="teacher: shipped name, local folder, hub id, SB3 zip, or a "
                                                            "server's address (http://HOST:PORT/v1#MODEL)")
     parser.add_argument("--trust-pickle", action="store_true",

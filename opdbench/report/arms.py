@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from opdbench.errors import UserError
+from opdbench.references import fresh, fresh_widths, is_fresh
 from opdbench.report.entries import Entry, check_same_problems, entry_of, is_model
 from opdbench.report.runs import Run, by_setting, changed, with_outcomes
-from opdbench.schema.suite import Arm, Suite, read
+from opdbench.schema.suite import Suite, read
 from opdbench.settings import parse_budget
 
 CHOICES = "suites"  # the folder below a results folder where suites keep what their grids chose
@@ -32,11 +33,16 @@ class Chosen(NamedTuple):
     def settings(self, task: str, arm: str) -> dict[str, Any]:
         """Every setting that a run of the arm was given, by its bare name."""
         where, method = self.suite.tasks[task], self.suite.arms[arm]
-        texts = dict(text.split("=", 1) for text in (*where.set, *method.set))
-        found = {key.rpartition(".")[2]: yaml.safe_load(text) for key, text in texts.items()}
+        found = settings_in((*where.set, *method.set))
         if self.suite.tune is not None and self.values is not None:
             found[self.suite.tune.key.rpartition(".")[2]] = self.values[task, arm]
         return found
+
+
+def settings_in(texts: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE settings by their bare names; a later one stands."""
+    pairs = dict(text.split("=", 1) for text in texts)
+    return {key.rpartition(".")[2]: yaml.safe_load(text) for key, text in pairs.items()}
 
 
 class Members(NamedTuple):
@@ -108,8 +114,9 @@ def _place_of(chosen: Chosen, task: str, run: Run, teacher: str | None, student:
             is_model(teacher, recipe.teacher) or recipe.teacher is None):
         return None, "another teacher"
     for arm in arms:
-        if chosen.has(name, arm) and _models_of(chosen.suite, name, arm) == _models_given(run) and _is_of(
-                chosen.suite.arms[arm], chosen.settings(name, arm), run):
+        if (chosen.has(name, arm) and _models_of(chosen.suite, name, arm) == models_given(run)
+                and _is_student(chosen.suite.arms[arm].student, run)
+                and is_of(chosen.suite.arms[arm].preset, chosen.settings(name, arm), run)):
             return arm, ""
     return None, f"a setting that the grid of suite {chosen.name} did not choose"
 
@@ -117,21 +124,28 @@ def _place_of(chosen: Chosen, task: str, run: Run, teacher: str | None, student:
 def _models_of(suite: Suite, task: str, arm: str) -> tuple[bool, bool]:
     """Whether a run of the arm is given a teacher and a student, in place of the task's own."""
     where = suite.tasks[task]
-    return (suite.arms[arm].teacher or where.teacher) is not None, where.student is not None
+    method = suite.arms[arm]
+    return (method.teacher or where.teacher) is not None, (method.student or where.student) is not None
 
 
-def _models_given(run: Run) -> tuple[bool, bool]:
+def _is_student(wanted: str | None, run: Run) -> bool:
+    """Whether a run began with the student that an arm names, if it names one."""
+    return is_model(fresh(fresh_widths(wanted)) if wanted and is_fresh(wanted) else wanted, run.record.recipe.student)
+
+
+def models_given(run: Run) -> tuple[bool, bool]:
+    """Whether a run was given a teacher and a student, in place of the task's own."""
     origins = run.record.origins
     return origins.get("teacher") == "user", origins.get("student") == "user"
 
 
-def _is_of(arm: Arm, settings: Mapping[str, Any], run: Run) -> bool:
-    """Whether a run has an arm's settings and preset, and was asked for no others."""
+def is_of(preset: str | None, settings: Mapping[str, Any], run: Run) -> bool:
+    """Whether a run has these settings and this preset, and was asked for no others."""
     recipe, origins = run.record.recipe, run.record.origins
     presets = {origin for origin in origins.values() if origin.startswith("preset ")}
     by_preset = {key.rpartition(".")[2] for key, origin in origins.items() if origin in presets}
     values = {**recipe.task_params, **recipe.evaluation.model_dump(), **recipe.training.model_dump(), **recipe.params}
-    return (presets == ({f"preset {arm.preset}"} if arm.preset else set())
+    return (presets == ({f"preset {preset}"} if preset else set())
             and changed(run.record).keys() - by_preset <= settings.keys()
             and all(name in values and values[name] == value for name, value in settings.items()))
 

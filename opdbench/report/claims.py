@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
 from opdbench import stats
-from opdbench.report.entries import Entry, difference
+from opdbench.report.entries import Array, Entry, difference, difference_of
 from opdbench.report.evidence import Evidence
+from opdbench.report.runs import Study
 from opdbench.schema.paper import Claim, Experiment
+from opdbench.schema.record import Phase
 from opdbench.stats import Estimate, Interval
 
 Verdict = Literal["holds", "does not hold", "cannot be told apart", "not run"]
-GAP = "gap"
+GAP, SCORE, REGRET = "gap", "score", "regret"
 ALPHA = 0.05
 
 
@@ -24,8 +26,8 @@ class Judged(NamedTuple):
 
     experiment: Experiment
     verdict: Verdict
-    effect: Interval | None  # difference in gap recovered, or ratio of costs
-    estimate: Estimate | None  # of the difference, or of the ratio's logarithm
+    effect: Interval | None  # difference in gap recovered or score, or ratio
+    estimate: Estimate | None  # of the difference, or of the ratio's logarithm; above the claim's level
     seeds: int
     reason: str  # why it was not run
 
@@ -55,6 +57,8 @@ def judge(claim: Claim, evidence: Evidence) -> Finding:
 
 def command(experiment: Experiment) -> str:
     """What makes an experiment's records."""
+    if experiment.recipe:
+        return f"opdbench run recipe:{experiment.recipe} --seeds 0:5"
     task = experiment.task.partition("@")[0]
     first = f"opdbench run suite:{experiment.suite} --only {task}/{experiment.first}"
     if experiment.second is None:
@@ -65,42 +69,83 @@ def command(experiment: Experiment) -> str:
 
 
 def _experiment(claim: Claim, experiment: Experiment, evidence: Evidence) -> Judged:
-    first = evidence.entry(experiment.suite, experiment.task, experiment.first)
-    second = first if experiment.second is None else evidence.entry(
-        experiment.second_suite or experiment.suite, experiment.task, experiment.second)
+    first = _entry(experiment, experiment.first, experiment.suite, evidence)
+    second = first if experiment.second is None else _entry(
+        experiment, experiment.second, experiment.second_suite or experiment.suite, evidence)
     if first is None or second is None:
         return Judged(experiment, "not run", None, None, 0, f"no records; {command(experiment)}")
-    if experiment.second is None:
-        estimate = _above(first, claim.level)
-    else:
-        estimate = (difference(first, second, "mean") if claim.measure == GAP
-                    else _log_ratio(first, second, claim.measure))
+    estimate = _compared(claim, experiment, first, second)
     if estimate is None or not math.isfinite(estimate.error):
         return Judged(experiment, "not run", None, None, 0, "fewer than two common seeds, or no gap to be measured")
     return Judged(experiment, _verdict(claim, estimate), _effect(claim, estimate), estimate,
                   min(first.seeds, second.seeds), "")
 
 
-def _above(entry: Entry, level: float) -> Estimate | None:
-    gap = entry.gaps.get("mean")
+def _entry(experiment: Experiment, name: str, suite: str, evidence: Evidence) -> Entry | None:
+    if experiment.recipe:
+        return evidence.stage(experiment.recipe, experiment.task, name.partition("/")[0])
+    return evidence.entry(suite, experiment.task, name)
+
+
+def _compared(claim: Claim, experiment: Experiment, first: Entry, second: Entry) -> Estimate | None:
+    """The experiment's effect above the claim's level."""
+    if experiment.second is None:
+        return _above(first, claim.mode, claim.level or 0.0)
+    if claim.measure == GAP:
+        return difference(first, second, claim.mode)
+    if claim.measure == SCORE:
+        return _score_difference(experiment, first, second, claim.mode)
+    amounts = [_regrets(entry, claim.mode) if claim.measure == REGRET else entry.seed_costs.get(claim.measure, {})
+               for entry in (first, second)]
+    return _log_ratio(amounts[0], amounts[1], claim.level or 1.0)
+
+
+def _above(entry: Entry, mode: str, level: float) -> Estimate | None:
+    gap = entry.gaps.get(mode)
     return None if gap is None else gap.estimate._replace(mean=gap.estimate.mean - level)
 
 
-def _log_ratio(first: Entry, second: Entry, cost: str) -> Estimate | None:
-    """Logarithm of the ratio of two costs, paired over seeds; None where a cost is zero."""
-    costs = first.seed_costs.get(cost, {}), second.seed_costs.get(cost, {})
-    pairs = [(costs[0][seed], costs[1][seed]) for seed in sorted(costs[0].keys() & costs[1].keys())]
+def _score_difference(experiment: Experiment, first: Entry, second: Entry, mode: str) -> Estimate | None:
+    assert first.study is not None and second.study is not None and experiment.second is not None
+    scores = [_score_se(study, cast(Phase, name.partition("/")[2] or "after"), mode)
+              for study, name in ((first.study, experiment.first), (second.study, experiment.second))]
+    if scores[0] is None or scores[1] is None:
+        return None
+    return difference_of(first.study, scores[0], second.study, scores[1])
+
+
+def _regrets(entry: Entry, mode: str) -> dict[int, float]:
+    """By seed: the teacher's score minus the score after."""
+    assert entry.study is not None
+    phases = [_score_se(entry.study, phase, mode) for phase in cast(tuple[Phase, ...], ("teacher", "after"))]
+    if phases[0] is None or phases[1] is None:
+        return {}
+    regret_s = phases[0].mean(1) - phases[1].mean(1)
+    return dict(zip(entry.study.seeds, regret_s.tolist(), strict=True))
+
+
+def _score_se(study: Study, phase: Phase, mode: str) -> Array | None:
+    """Scores [S, E] of a phase; None where it was not scored in the mode."""
+    found = [study.score_se.get((phase, name)) for name in (study.modes if mode == "mean" else (mode,))]
+    return None if any(score_se is None for score_se in found) else np.mean(np.array(found), axis=0)
+
+
+def _log_ratio(first: Mapping[int, float], second: Mapping[int, float], level: float) -> Estimate | None:
+    """Logarithm of the ratio of two amounts by seed, over that of the level, paired over seeds; None where an amount is
+    not positive."""
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
     if len(pairs) < 2 or any(min(pair) <= 0 for pair in pairs):
         return None
-    log_s = np.array([math.log(a / b) for a, b in pairs])
+    log_s = np.array([math.log(a / b / level) for a, b in pairs])
     return stats.fresh(log_s[:, None])
 
 
 def _effect(claim: Claim, estimate: Estimate) -> Interval:
     found = estimate.interval()
-    if claim.measure == GAP:
+    if claim.measure in (GAP, SCORE):
         return found
-    return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), "t of the logarithm")
+    mean, low, high = ((claim.level or 1.0) * math.exp(bound) for bound in found[:3])
+    return Interval(mean, low, high, "t of the logarithm")
 
 
 def _verdict(claim: Claim, estimate: Estimate) -> Verdict:

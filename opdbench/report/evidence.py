@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from opdbench.report import stages
 from opdbench.report.arms import Chosen, Members, chosen, members
 from opdbench.report.entries import Entry
 from opdbench.report.runs import Run, read_records
@@ -27,6 +28,11 @@ class Evidence:
     def entry(self, suite: str, task: str, arm: str) -> Entry | None:
         """An arm's runs on a task, given as name@version; None without at least two completed seeds."""
         entry = self._of(suite, task).entries.get(arm)
+        return entry if entry is not None and entry.seeds >= 2 else None
+
+    def stage(self, recipe: str, task: str, stage: str) -> Entry | None:
+        """A recipe's runs of one stage, on a task that is given as name@version; None without two completed seeds."""
+        entry = stages.entry(recipe, stage, task, self._runs)
         return entry if entry is not None and entry.seeds >= 2 else None
 
     def completed(self, suite: str, task: str, arm: str) -> list[int]:

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from opdbench.report.claims import GAP, Finding, Judged
+from opdbench.report.claims import GAP, SCORE, Finding, Judged
 from opdbench.report.papers import Cell, Reproduction
 from opdbench.report.writing import as_csv, as_markdown, as_tabular, csv_text, interval, md, number, tex
 from opdbench.schema.paper import Claim, Experiment, Headline, Row, Table
@@ -78,10 +78,10 @@ def _interval(found: Interval) -> str:
 
 
 def effect(found: Finding | Judged, measure: str) -> str:
-    """A claim's effect: a difference in percent of the gap, or a ratio."""
+    """A claim's effect: a difference in percent of the gap or of the score, or a ratio."""
     if found.effect is None:
         return "-"
-    if measure == GAP:
+    if measure in (GAP, SCORE):
         mean, low, high = (100 * value for value in found.effect[:3])
         return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
     mean, low, high = found.effect[:3]
@@ -143,20 +143,34 @@ def _claim_lines(claims: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """A line for the claim, and one for each of its experiments."""
     for found in claims:
         claim = found.claim
-        unit = "difference in gap recovered, %" if claim.measure == GAP else f"ratio of {claim.measure}"
         remark = found.reason
         if claim.commands and found.verdict == "not run":
             remark += f"; to make the records: {' ; '.join(claim.commands)}"
-        yield (claim.statement, f"{unit}; {claim.expect} if it holds", claim.axis, "", effect(found, claim.measure),
-               found.verdict, "" if found.verdict == "not run" and found.experiments else remark)
+        yield (claim.statement, f"{_unit(claim)}; {claim.expect} if it holds", claim.axis, "",
+               effect(found, claim.measure), found.verdict,
+               "" if found.verdict == "not run" and found.experiments else remark)
         for each in found.experiments:
             where = each.experiment
             yield ("", _compared(where, claim), "", str(each.seeds or ""),
                    effect(each, claim.measure), each.verdict, each.reason)
 
 
+def _unit(claim: Claim) -> str:
+    mode = "" if claim.mode == "mean" else f"{claim.mode} "
+    if claim.measure in (GAP, SCORE):
+        return f"difference in {mode}{'gap recovered' if claim.measure == GAP else 'score'}, %"
+    return f"ratio of {mode}{claim.measure}" + (f" against x{claim.level:g}" if claim.level else "")
+
+
 def _compared(where: Experiment, claim: Claim) -> str:
-    return f"{where.first} against {where.second or f'{100 * claim.level:g}% of the gap'} on {where.task}"
+    second = where.second or f"{100 * (claim.level or 0):g}% of the gap"
+    if where.second is not None and where.second_suite is not None and where.second == where.first:
+        second += f" of suite {where.second_suite}"
+    return f"{where.first} against {second} on {where.task}"
+
+
+def _made_by(where: Experiment) -> str:
+    return f"suite {where.suite}" if where.suite else f"recipe {where.recipe}"
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -208,7 +222,7 @@ def _lines(found: Reproduction) -> Iterator[dict[str, Any]]:
             yield {"kind": "experiment", "row": claim.claim.id, "column": claim.claim.measure, **_bounds(each.effect),
                    "scale": claim.claim.scale, "seeds": each.seeds, "verdict": each.verdict,
                    "why": csv_text(each.reason),
-                   "runs": csv_text(f"{_compared(where, claim.claim)}, suite {where.suite}")}
+                   "runs": csv_text(f"{_compared(where, claim.claim)}, {_made_by(where)}")}
 
 
 def _bounds(found: Interval | None) -> dict[str, Any]:

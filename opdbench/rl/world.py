@@ -202,13 +202,14 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     return returns_n, truncated_n
 
 
-def fresh_student(task: ControlTask, seed: int) -> ControlPolicy | TablePolicy:
-    """The student of a task that ships none: a network of `student_hidden`, initialised from the run's seed, or a table
-    where there are no hidden layers."""
+def fresh_student(task: ControlTask, seed: int, hidden: Sequence[int] | None = None) -> ControlPolicy | TablePolicy:
+    """The student of a task that ships none: a network of these hidden layers (`student_hidden` when None), initialised
+    from the run's seed, or a table where there are none."""
     simulators = make_simulators(task)
-    if not task.student_hidden:
+    hidden = task.student_hidden if hidden is None else hidden
+    if not hidden:
         return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
-    architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(task.student_hidden),
+    architecture = Architecture(simulators.observation_shape, simulators.n_actions, tuple(hidden),
                                 observation_clip=None if task.student_scale is None else FRESH_CLIP,
                                 continuous=simulators.continuous)
     policy = ControlPolicy(architecture, generator=seeds.generator(seed, "student"))

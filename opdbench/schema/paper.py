@@ -125,13 +125,20 @@ class Ours(Frozen):
 
 class Experiment(Frozen):
     """A paired comparison of two arms on one task, at equal budget unless their suites say otherwise; or one arm's gap
-    recovered against a level."""
+    recovered against a level. Of a recipe, stages take the place of arms."""
 
     task: str = Field(pattern=TASK_ID)
-    suite: str
-    first: str = Field(description="an arm of the suite")
+    suite: str = ""
+    recipe: str = Field("", description="in place of a suite")
+    first: str = Field(description="an arm of the suite; of a recipe STAGE, or STAGE/PHASE for a score before")
     second: str | None = Field(None, description="another; None: the first's gap recovered against the claim's level")
     second_suite: str | None = Field(None, description="where the second arm is another suite's, of another budget")
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Experiment:
+        if bool(self.suite) == bool(self.recipe):
+            raise ValueError("say either the suite of the arms or the recipe of the stages")
+        return self
 
 
 class Claim(Frozen):
@@ -142,11 +149,14 @@ class Claim(Frozen):
     where: str = ""
     axis: str = Field(description="what is held equal, such as tokens")
     measure: str = Field(
-        "gap", description="gap: difference in gap recovered, first minus second; or a cost of the ledger, such as "
-        "total_flops: its ratio, first to second")
+        "gap", description="gap: difference in gap recovered, first minus second; score: in the score; regret: ratio, "
+        "first to second, of what the score after lacks to the teacher's; or a cost of the ledger, such as "
+        "total_flops: its ratio")
+    mode: Literal["greedy", "sampled", "mean"] = Field("mean", description="of scores; mean: of those there are")
     expect: Literal["higher", "lower"] = Field("higher", description="of the first against the second, if it holds")
-    level: float = Field(0.0, description="gap recovered that a first arm without a second is compared with: 0 is the "
-                                           "student before, 1 the teacher")
+    level: float | None = Field(
+        None, description="gap recovered that a first arm without a second is compared with: 0, the default, is the "
+        "student before, 1 the teacher; the ratio that a ratio is compared with, by default 1")
     scale: Scale = "tiny"
     experiments: list[Experiment] = Field(default_factory=list)
     commands: list[str] = Field(default_factory=list, description="what would make the records, where no suite does")

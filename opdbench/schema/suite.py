@@ -28,6 +28,7 @@ class Arm(Frozen):
     preset: str | None = None
     set: list[str] = Field(default_factory=list, description="KEY=VALUE settings")
     teacher: str | None = Field(None, description="other than the task's own, for methods that need another")
+    student: str | None = Field(None, description="other than the task's own, such as fresh:16x16 on a control task")
     tasks: list[str] | None = Field(None, description="only on these; everywhere by default")
 
 

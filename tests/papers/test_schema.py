@@ -9,6 +9,7 @@ import yaml
 
 from opdbench.errors import UserError
 from opdbench.paper_plan import places
+from opdbench.schema import outer
 from opdbench.schema import suite as suites
 from opdbench.schema.paper import names, parse, read
 from tests.conftest import SHARED
@@ -22,6 +23,10 @@ def test_a_paper_parses_and_names_runs_that_exist(key: str) -> None:
     paper = read(key)
     for place in places(paper):
         assert (place.task, place.arm) in suites.read(place.suite)[1].places()
+    for each in (each for claim in paper.claims for each in claim.experiments if each.recipe):
+        stages = outer.read(each.recipe)[1].stages
+        assert {stages[name.partition("/")[0]].task for name in (each.first, each.second) if name} == {
+            each.task.partition("@")[0]}
     assert len({claim.id for claim in paper.claims}) == len(paper.claims)
 
 
@@ -59,6 +64,8 @@ def _same(given: Any, ours: Any, place: str) -> None:
     ("  reference: {row: base, column: x}\n", "", "reference cell"), ("scale: tiny", "scale: paper", "tolerance"),
     ("venue:", "year_of: 1\nvenue:", "year_of"), ("key: toy", "key: [", "not YAML"),
     ("not_run: it is a toy", "claims: [{id: a, statement: b, axis: c}]", "say either its experiments or why"),
+    ("not_run: it is a toy", "claims: [{id: a, statement: b, axis: c, experiments: [{task: toy@1, first: x}]}]",
+     "say either the suite"),
 ])
 def test_a_wrong_file_is_one_sentence(old: str, new: str, says: str) -> None:
     text = TEXT.replace("SUITE", "toys")

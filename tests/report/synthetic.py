@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ EXAMPLES = 60
 
 def write_run(results: Path, method: str, seed: int, *, after: float = 0.6, task: str = "toy@1", lr: float = 0.001,
               status: Status = "completed", reason: str | None = None, text: bool = True, examples: int = EXAMPLES,
-              params: Mapping[str, Any] | None = None) -> RunFolder:
-    """One run that ended with accuracy `after`, from 0.2 and under a teacher of 0.95."""
+              params: Mapping[str, Any] | None = None, student: str | None = None) -> RunFolder:
+    """One run that ended with accuracy `after`, from 0.2 and under a teacher of 0.95; of the task's own student, or of
+    one that was named."""
     recipe = Recipe(
         method=method, method_sha256="c" * 64, params=dict(params or {}), task=task, task_sha256="d" * 64,
         teacher=ModelRef(reference="toy/teacher", sha256=TEACHER), student=ModelRef(
+            reference=student, sha256=hashlib.sha256(student.encode()).hexdigest()) if student else ModelRef(
             reference="toy/student" if text else "fresh 8", sha256=STUDENT if text else f"{seed:064d}"),
         budget=Budget(steps=10), training=Training(lr=lr), evaluation=Evaluation(), seed=seed)
     digest = recipe.digest()
     record = Record(id=digest[:12], status=status, reason=reason, recipe=recipe, recipe_sha256=digest,
                     execution=Execution(), command="opdbench run", times=Times(started="2026-01-01T00:00:00+00:00",
                                                                                finished="2026-01-01T00:01:00+00:00"),
-                    origins={} if lr == 0.001 else {"training.lr": "user"},
+                    origins={**({} if lr == 0.001 else {"training.lr": "user"}),
+                             **({"student": "user"} if student else {})},
                     provenance={"commit": "e" * 40, "dirty": False}, hardware={"cpu": "a CPU", "cores": 2, "gpus": []})
     folder = run_folder(results, recipe)
     if status == "completed":
