@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os.path import commonprefix
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +46,8 @@ def first_difference(built: Generated, file: str) -> str:
     number = next((index for index, pair in enumerate(zip(lines, wanted, strict=False)) if pair[0] != pair[1]),
                   min(len(lines), len(wanted)))
     pair = ["" if number >= len(text) else text[number] for text in (lines, wanted)]
-    start = max(0, len(commonprefix(pair)) - BEFORE)
+    agree = next((index for index, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(map(len, pair)))
+    start = max(0, agree - BEFORE)
     said, says = (repr(text[start:start + SHOWN]) if text else "nothing" for text in pair)
     return f"{built.folder / file}, line {number + 1}: committed {said}, from the records {says}"
 
