@@ -48,7 +48,7 @@ def test_a_stage_is_the_command_that_a_user_would_type() -> None:
     folders = {"skill": Path("there/skill"), "domain": Path("there/domain")}
     command = outer.job("restore", recipe.stages["restore"], 3, Path("out"), folders).command
     assert " ".join(command) == (
-        "run --method opd --task text-maze --seed 3 --budget steps=150 --teacher there/skill/student "
+        "run --method opd --task text-maze --seed 3 --budget steps=100 --teacher there/skill/student "
         "--student there/domain/student --set lr=0.003 --set evaluation.sampled=false --set evaluation.examples=120 "
         "--set evaluation.curve_points=0 --results out")
 
