@@ -59,8 +59,8 @@ class _MuJoCo(GymControl):
 
             # By itself it writes its warnings into a file MUJOCO_LOG.TXT wherever one happens to be.
             mujoco.set_mju_user_warning(_warn)
-        made: gymnasium.Env[Any, Any] = super().make()
-        return made
+        environment: gymnasium.Env[Any, Any] = super().make()
+        return environment
 
 
 def _warn(text: str) -> None:
