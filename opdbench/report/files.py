@@ -9,7 +9,6 @@ from typing import Protocol
 from opdbench.errors import UserError
 from opdbench.store import write_atomically
 
-
 BEFORE, SHOWN = 40, 160  # characters: of what agrees before a difference, and altogether
 
 
