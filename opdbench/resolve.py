@@ -226,7 +226,8 @@ def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[M
         ref, model = references.model(reference, "student", task)
         return ref, model.path
     if isinstance(task, ControlTask):
-        fresh = f"fresh {'x'.join(str(width) for width in task.student_hidden) or 'table'}"
+        widths = "x".join(str(width) for width in task.student_hidden)
+        fresh = f"fresh {task.student_network() or widths or 'table'}"
         digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
         return ModelRef(reference=fresh, sha256=digest), None
     raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",

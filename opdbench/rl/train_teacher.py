@@ -43,6 +43,8 @@ class TeacherRecipe:
         normalize: learn on observations and rewards divided by running statistics; the exported policy keeps the
             observations' statistics.
         learning_rate: at the start; it falls linearly to zero, so that the last policy is a settled one.
+        network: Rusu's name of a convolutional policy, in place of a perceptron of `hidden`; only "teacher", the one
+            that Stable-Baselines3 has.
         ppo: further arguments of `stable_baselines3.PPO`.
         source: where the values come from.
     """
@@ -53,6 +55,7 @@ class TeacherRecipe:
     learning_rate: float
     source: str
     normalize: bool = False
+    network: str | None = None
     ppo: Mapping[str, Any] = field(default_factory=dict)
 
 
