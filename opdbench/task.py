@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import gymnasium
+    from stable_baselines3.common.vec_env import VecEnv
 
     from opdbench.lm.tokenizer import Tokenizer
     from opdbench.policy import Policy
@@ -196,6 +197,10 @@ class ControlTask(Task):
 
     def simulators(self) -> Simulators | None:
         """The task's own way of stepping many copies at once; None for one `make` a copy."""
+        return None
+
+    def training_env(self, n: int, seed: int) -> VecEnv | None:
+        """What Stable-Baselines3 trains a teacher in, where that differs from `n` times `make`."""
         return None
 
     def student_network(self) -> str | None:

@@ -21,6 +21,7 @@ from opdbench.task import ControlTask, Task
 
 if TYPE_CHECKING:
     import gymnasium
+    from stable_baselines3.common.vec_env import VecEnv
 
     from opdbench.rl.simulators import Simulators
     from opdbench.tasks.atari_env import Rules
@@ -85,12 +86,11 @@ class Atari(ControlTask):
         simulators: Simulators = AtariSimulators(self.rules())
         return simulators
 
-    def training_simulators(self) -> Simulators:
-        """As teachers are trained: a lost life ends the episode, and rewards are clipped to their signs."""
-        from opdbench.tasks.atari_env import AtariSimulators
+    def training_env(self, n: int, seed: int) -> VecEnv:
+        from opdbench.tasks.atari_training import AtariVecEnv
 
-        simulators: Simulators = AtariSimulators(self.rules()._replace(life_ends=True, clip=True))
-        return simulators
+        env: VecEnv = AtariVecEnv(self.rules(), n, seed)
+        return env
 
     def student_network(self) -> str:
         return str(self.params.network)

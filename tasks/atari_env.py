@@ -35,8 +35,6 @@ class Rules(NamedTuple):
         fire: FIRE, where there is one, is pressed for the player when an episode begins and whenever a life is lost.
         full_actions: all 18 actions, and not only those that do something.
         max_frames: an episode's limit.
-        life_ends: losing a life ends the episode (for training teachers).
-        clip: rewards are their signs (likewise).
     """
 
     rom: str
@@ -45,8 +43,6 @@ class Rules(NamedTuple):
     fire: bool
     full_actions: bool = False
     max_frames: int = 108_000
-    life_ends: bool = False
-    clip: bool = False
 
 
 def games() -> list[str]:
@@ -59,7 +55,11 @@ def games() -> list[str]:
 
 class AtariSimulators(Simulators):
     """Copies of one game. Setting a seed loads the cartridge again, a hundred times the time of a step or more, so in
-    rollouts several episodes follow one seed."""
+    rollouts several episodes follow one seed.
+
+    Attributes:
+        lives_n: lives left in every copy.
+    """
 
     stack = STACK
     episodes_per_seed = 8
@@ -73,12 +73,12 @@ class AtariSimulators(Simulators):
         names = [action.name for action in actions]
         self._fire = names.index("FIRE") if rules.fire and "FIRE" in names else None
         self._copy_n: list[Any] = []
-        self._lives_n: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.lives_n: NDArray[np.int64] = np.zeros(0, np.int64)
         self._stack_n: Observations = np.zeros((0, STACK, SIDE, SIDE), np.uint8)
 
     def _grow(self, missing: int) -> None:
         self._copy_n += [(self._spare.pop() if self._spare else _copy(self._rules)).ale for _ in range(missing)]
-        self._lives_n = np.concatenate([self._lives_n, np.zeros(missing, np.int64)])
+        self.lives_n = np.concatenate([self.lives_n, np.zeros(missing, np.int64)])
         self._stack_n = np.concatenate([self._stack_n, np.zeros((missing, STACK, SIDE, SIDE), np.uint8)])
 
     def _reset(self, index: int, seed: int) -> Observations:
@@ -89,7 +89,7 @@ class AtariSimulators(Simulators):
 
     def _first(self, index: int, seed: int) -> Observations:
         frame_1, info = self._copy_n[index].reset(np.zeros(1, np.int64), np.array([seed]))
-        self._lives_n[index] = info["lives"][0]
+        self.lives_n[index] = info["lives"][0]
         self._stack_n[index] = 0
         self._stack_n[index, -1] = frame_1[0, 0]
         first: Observations = self._stack_n[index]
@@ -99,7 +99,7 @@ class AtariSimulators(Simulators):
         after = self._act(index_k, action_k)
         if self._fire is not None:
             self._press_fire(index_k, after)
-        self._lives_n[index_k] = after.lives_k
+        self.lives_n[index_k] = after.lives_k
         # Fancy indexing copies, so that nothing is overwritten while it is read.
         self._stack_n[index_k, :-1] = self._stack_n[index_k, 1:]
         self._stack_n[index_k, -1] = after.frame_k
@@ -108,7 +108,7 @@ class AtariSimulators(Simulators):
 
     def _press_fire(self, index_k: NDArray[np.int64], after: _After) -> None:
         """One more step for those that have just lost a life, and not the last one; its rewards count."""
-        lost_k = (after.lives_k < self._lives_n[index_k]) & ~after.terminated_k & ~after.truncated_k
+        lost_k = (after.lives_k < self.lives_n[index_k]) & ~after.terminated_k & ~after.truncated_k
         if lost_k.any():
             fired = self._act(index_k[lost_k], np.full(int(lost_k.sum()), self._fire))
             after.reward_k[lost_k] += fired.reward_k
@@ -167,8 +167,7 @@ def _copy(rules: Rules) -> AtariVectorEnv:
     return AtariVectorEnv(
         rules.rom, 1, num_threads=1, max_num_frames_per_episode=rules.max_frames,
         repeat_action_probability=rules.sticky, full_action_space=rules.full_actions, img_height=SIDE, img_width=SIDE,
-        stack_num=1, frameskip=FRAMES_A_STEP, noop_max=rules.noops, episodic_life=rules.life_ends,
-        reward_clipping=rules.clip, use_fire_reset=rules.fire)
+        stack_num=1, frameskip=FRAMES_A_STEP, noop_max=rules.noops, reward_clipping=False, use_fire_reset=rules.fire)
 
 
 def _require() -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
+    from opdbench.policy import Policy
+    from opdbench.rl.conv_policy import ConvPolicy
     from opdbench.rl.policy import ControlPolicy
     from opdbench.task import ControlTask
 
@@ -130,8 +132,9 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
         stored.write_text(identity)
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
-    return PPO("MlpPolicy", _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
-               policy_kwargs={"net_arch": list(recipe.hidden)}, seed=seed, device="cpu", **recipe.ppo)
+    kind, network = ("MlpPolicy", {"net_arch": list(recipe.hidden)}) if recipe.network is None else ("CnnPolicy", {})
+    return PPO(kind, _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
+               policy_kwargs=network, seed=seed, device="cpu", **recipe.ppo)
 
 
 def _falling(start: float) -> Callable[[float], float]:
@@ -143,7 +146,8 @@ def _training_env(task: ControlTask, recipe: TeacherRecipe, work: Path, seed: in
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
-    env = make_vec_env(task.make, recipe.n_envs, seed=seed)
+    own = task.training_env(recipe.n_envs, seed)
+    env = own if own is not None else make_vec_env(task.make, recipe.n_envs, seed=seed)
     if not recipe.normalize:
         return env
     statistics = work / "normalize.pkl"
@@ -185,7 +189,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
             seed: int) -> dict[str, Any]:
     import torch
 
-    from opdbench.rl.policy import ControlPolicy
+    from opdbench.rl.load import load_policy
 
     new = out_folder.with_name(out_folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -199,7 +203,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
         "command": f"opdbench teacher train {task.name}",
         "versions": {name: version(name) for name in ("stable-baselines3", "gymnasium", "torch", "numpy")},
         # The score is measured on what was stored, after rounding to float16.
-        "score": _score(task, ControlPolicy.load(new)),
+        "score": _score(task, load_policy(new)),
         "sha256": sha256((new / "policy.safetensors").read_bytes()).hexdigest(),
     }
     (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -208,7 +212,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     return manifest
 
 
-def _control_policy(model: PPO) -> ControlPolicy:
+def _control_policy(model: PPO) -> ControlPolicy | ConvPolicy:
     from opdbench.rl.policy import Normalization
     from opdbench.rl.sb3 import policy_from_tensors
 
@@ -223,7 +227,7 @@ def _control_policy(model: PPO) -> ControlPolicy:
                                activation="tanh", normalization=normalization)
 
 
-def _score(task: ControlTask, policy: ControlPolicy) -> dict[str, Any]:
+def _score(task: ControlTask, policy: Policy) -> dict[str, Any]:
     from statistics import fmean, stdev
 
     from opdbench.rl.world import evaluate
