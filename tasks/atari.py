@@ -119,8 +119,8 @@ class AtariNoSticky(Atari):
     name = "atari-v4-nosticky"
     summary = "an Atari game with no-op starts, such as atari/pong@v4-nosticky (84 x 84 x 4 pixels seen)"
     protocol = ("Unclipped return of full episodes (a lost life ends none), cut off at 108,000 frames. Actions are "
-                "never sticky; episodes begin with up to 29 no-op frames; FIRE is pressed at the start and after a "
-                "lost life, in games that have it; the game's minimal actions unless `actions=full`. Greedy: the "
-                "largest logit; sampled: a draw at temperature 1; no epsilon. Episode k always starts from the same "
-                "state, and counts once.")
+                "never sticky; episodes begin with up to 29 no-op frames; FIRE is pressed at the start and in the "
+                "first step after a lost life, in games that have it; the game's minimal actions unless "
+                "`actions=full`. Greedy: the largest logit; sampled: a draw at temperature 1; no epsilon. Episode k "
+                "always starts from the same state, and counts once.")
     sticky, noops, fire = 0.0, 30, True

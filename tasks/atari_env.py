@@ -1,8 +1,7 @@
 """Atari 2600 games through ale-py's native vector environment: many copies in parallel, frames of 84 x 84 grey pixels.
 
-Each copy is a vector environment of one, with a thread of its own: so any of them can take a step while the others
-stand still, which a native one of many cannot. All actions are sent before the first frame is waited for. It gives
-single frames, and stacks are made here. Its automatic reset is never used: whoever steps a copy resets it first.
+Its automatic reset is never used, in which the step after an episode's last is none: whoever steps a copy on resets it
+first. It would also go on with another seed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
 
 STACK, SIDE, FRAMES_A_STEP = 4, 84, 4
 TWO_PLAYERS = frozenset({"combat", "joust", "maze_craze", "warlords"})  # without a mode for one
-ONE = np.ones(1, np.float32)  # how far a paddle is turned
+MOST_SEEDS = 2**31  # ALE's seeds are 32 bits wide
+UNSEEDED = -1  # go on with the random numbers that are there
+FOLLOW = -1  # among actions
 
 
 class Rules(NamedTuple):
@@ -32,7 +33,8 @@ class Rules(NamedTuple):
         rom: ale-py's name.
         sticky: probability, in every frame, that the last action goes on in place of the new one.
         noops: an episode begins with fewer frames of doing nothing than this, as many as its seed says.
-        fire: FIRE, where there is one, is pressed for the player when an episode begins and whenever a life is lost.
+        fire: FIRE, where there is one, is pressed for the player when an episode begins, and in the first step after a
+            lost life, whatever was chosen there.
         full_actions: all 18 actions, and not only those that do something.
         max_frames: an episode's limit.
     """
@@ -54,8 +56,12 @@ def games() -> list[str]:
 
 
 class AtariSimulators(Simulators):
-    """Copies of one game. Setting a seed loads the cartridge again, a hundred times the time of a step or more, so in
-    rollouts several episodes follow one seed.
+    """Copies of one game. Those that are made together take their steps together, in one native environment. One that
+    others leave behind has lost its place; should it go on after all, it gets an environment of its own, in which all
+    that it did since its seed is done again.
+
+    Setting a seed loads the cartridge again, a hundred times the time of a step or more, so in rollouts several
+    episodes follow one seed.
 
     Attributes:
         lives_n: lives left in every copy.
@@ -66,63 +72,85 @@ class AtariSimulators(Simulators):
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._spare = [_copy(rules)]
+        self._spare: list[_Block] = [_Block(rules, 1)]
         actions = self._spare[0].ale.get_action_set()
         super().__init__(_Spaces(Box(0, 255, (STACK, SIDE, SIDE), np.uint8), Discrete(len(actions))),
                          f"Atari {rules.rom}")
         names = [action.name for action in actions]
         self._fire = names.index("FIRE") if rules.fire and "FIRE" in names else None
-        self._copy_n: list[Any] = []
-        self.lives_n: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._stack_n: Observations = np.zeros((0, STACK, SIDE, SIDE), np.uint8)
+        self._blocks: list[_Block] = []
+        self._block_n, self._slot_n, self.lives_n = (np.zeros(0, np.int64) for _ in range(3))
+        self._lost_n, self._fires_n = np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+        self._done_n: list[list[int]] = []  # since the seed: actions, and FOLLOW where an episode began
 
     def _grow(self, missing: int) -> None:
-        self._copy_n += [(self._spare.pop() if self._spare else _copy(self._rules)).ale for _ in range(missing)]
+        block = self._spare.pop() if missing == 1 and self._spare else _Block(self._rules, missing)
+        self._block_n = np.concatenate([self._block_n, np.full(missing, len(self._blocks))])
+        self._slot_n = np.concatenate([self._slot_n, np.arange(missing)])
+        self._blocks.append(block)
         self.lives_n = np.concatenate([self.lives_n, np.zeros(missing, np.int64)])
-        self._stack_n = np.concatenate([self._stack_n, np.zeros((missing, STACK, SIDE, SIDE), np.uint8)])
+        self._lost_n, self._fires_n = (np.concatenate([old, np.zeros(missing, np.bool_)])
+                                       for old in (self._lost_n, self._fires_n))
+        self._done_n += [[] for _ in range(missing)]
 
     def _reset(self, index: int, seed: int) -> Observations:
-        return self._first(index, seed % 2**31)
+        self._done_n[index], self._lost_n[index] = [], False
+        return self._first(index, seed % MOST_SEEDS)
 
     def _follow(self, index: int) -> Observations:
-        return self._first(index, -1)
+        self._find(np.array([index]))
+        self._done_n[index].append(FOLLOW)
+        return self._first(index, UNSEEDED)
 
     def _first(self, index: int, seed: int) -> Observations:
-        frame_1, info = self._copy_n[index].reset(np.zeros(1, np.int64), np.array([seed]))
-        self.lives_n[index] = info["lives"][0]
-        self._stack_n[index] = 0
-        self._stack_n[index, -1] = frame_1[0, 0]
-        first: Observations = self._stack_n[index]
-        return first
+        observation, lives = self._blocks[self._block_n[index]].reset(int(self._slot_n[index]), seed)
+        self.lives_n[index], self._fires_n[index] = lives, False
+        return np.asarray(observation)
 
     def _step(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Transition:
-        after = self._act(index_k, action_k)
+        self._find(index_k)
         if self._fire is not None:
-            self._press_fire(index_k, after)
+            action_k = np.where(self._fires_n[index_k], self._fire, action_k)
+        for index, action in zip(index_k.tolist(), action_k.tolist(), strict=True):
+            self._done_n[index].append(action)
+        after = self._act(index_k, action_k)
+        self._fires_n[index_k] = after.lives_k < self.lives_n[index_k]
         self.lives_n[index_k] = after.lives_k
-        # Fancy indexing copies, so that nothing is overwritten while it is read.
-        self._stack_n[index_k, :-1] = self._stack_n[index_k, 1:]
-        self._stack_n[index_k, -1] = after.frame_k
-        truncated_k = after.truncated_k & ~after.terminated_k
-        return Transition(self._stack_n[index_k], after.reward_k, after.terminated_k, truncated_k)
-
-    def _press_fire(self, index_k: NDArray[np.int64], after: _After) -> None:
-        """One more step for those that have just lost a life, and not the last one; its rewards count."""
-        lost_k = (after.lives_k < self.lives_n[index_k]) & ~after.terminated_k & ~after.truncated_k
-        if lost_k.any():
-            fired = self._act(index_k[lost_k], np.full(int(lost_k.sum()), self._fire))
-            after.reward_k[lost_k] += fired.reward_k
-            after.frame_k[lost_k], after.lives_k[lost_k] = fired.frame_k, fired.lives_k
-            after.terminated_k[lost_k], after.truncated_k[lost_k] = fired.terminated_k, fired.truncated_k
+        return Transition(after.observation_k, after.reward_k, after.terminated_k,
+                          after.truncated_k & ~after.terminated_k)
 
     def _act(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> _After:
-        copies = [self._copy_n[index] for index in index_k.tolist()]
-        for copy, action_1 in zip(copies, action_k[:, None], strict=True):
-            copy.send(action_1, ONE)
-        frames, rewards, terminated, truncated, infos = zip(*(copy.recv() for copy in copies), strict=True)
-        return _After(np.concatenate(frames)[:, 0], np.concatenate(rewards).astype(np.float64),
-                      np.concatenate(terminated), np.concatenate(truncated),
-                      np.concatenate([info["lives"] for info in infos]))
+        block_k = self._block_n[index_k]
+        parts: list[_After] = []
+        rows: list[NDArray[np.int64]] = []
+        for number in np.unique(block_k).tolist():
+            row_r = np.flatnonzero(block_k == number)
+            slot_r = self._slot_n[index_k[row_r]]
+            after = self._blocks[number].step(slot_r, action_k[row_r])
+            if not np.array_equal(slot_r, np.arange(self._blocks[number].n)):
+                left_n = self._block_n == number
+                left_n[index_k] = False
+                self._lost_n |= left_n
+                after = _After(*(column[slot_r] for column in after))
+            parts.append(after)
+            rows.append(row_r)
+        if len(parts) == 1:
+            return parts[0]
+        order_k = np.argsort(np.concatenate(rows))
+        return _After(*(np.concatenate(columns)[order_k] for columns in zip(*parts, strict=True)))
+
+    def _find(self, index_k: NDArray[np.int64]) -> None:
+        """Bring copies back to where they were before others went on without them."""
+        for index in index_k[self._lost_n[index_k]].tolist():
+            block = _Block(self._rules, 1)
+            block.reset(0, self.seed_n[index] % MOST_SEEDS)
+            for action in self._done_n[index]:
+                if action == FOLLOW:
+                    block.reset(0, UNSEEDED)
+                else:
+                    block.step(np.zeros(1, np.int64), np.array([action]))
+            self._block_n[index], self._slot_n[index], self._lost_n[index] = len(self._blocks), 0, False
+            self._blocks.append(block)
 
 
 class AtariGame(gymnasium.Env[Any, Any]):
@@ -148,11 +176,35 @@ class AtariGame(gymnasium.Env[Any, Any]):
 class _After(NamedTuple):
     """What K actions led to."""
 
-    frame_k: NDArray[np.uint8]  # [K, side, side]
+    observation_k: Observations
     reward_k: NDArray[np.float64]
     terminated_k: NDArray[np.bool_]
     truncated_k: NDArray[np.bool_]
-    lives_k: NDArray[np.int32]
+    lives_k: NDArray[np.int64]
+
+
+class _Block:
+    """Copies in one native environment, which all take each of its steps."""
+
+    def __init__(self, rules: Rules, n: int) -> None:
+        self.ale, self.n, self._begun = _native(rules, n).ale, n, False
+
+    def reset(self, slot: int, seed: int) -> tuple[Observations, int]:
+        """The first observation of one copy's next episode, and its lives; the others stay where they are."""
+        if not self._begun and self.n > 1:  # the native environment resets all together at first
+            self.ale.reset(np.arange(self.n), np.full(self.n, UNSEEDED))
+        self._begun = True
+        observation_m, info = self.ale.reset(np.array([slot]), np.array([seed]))
+        return observation_m[slot], int(info["lives"][slot])
+
+    def step(self, slot_r: NDArray[np.int64], action_r: NDArray[np.int64]) -> _After:
+        """One step of all copies, the others' wasted."""
+        action_m = np.zeros(self.n, np.int64)
+        action_m[slot_r] = action_r
+        self.ale.send(action_m, np.ones(self.n, np.float32))
+        observation_m, reward_m, terminated_m, truncated_m, info = self.ale.recv()
+        return _After(observation_m, reward_m.astype(np.float64), terminated_m, truncated_m,
+                      info["lives"].astype(np.int64))
 
 
 class _Spaces(NamedTuple):
@@ -160,14 +212,14 @@ class _Spaces(NamedTuple):
     action_space: Discrete
 
 
-def _copy(rules: Rules) -> AtariVectorEnv:
+def _native(rules: Rules, n: int) -> AtariVectorEnv:
     _require()
     from ale_py.vector_env import AtariVectorEnv
 
     return AtariVectorEnv(
-        rules.rom, 1, num_threads=1, max_num_frames_per_episode=rules.max_frames,
-        repeat_action_probability=rules.sticky, full_action_space=rules.full_actions, img_height=SIDE, img_width=SIDE,
-        stack_num=1, frameskip=FRAMES_A_STEP, noop_max=rules.noops, reward_clipping=False, use_fire_reset=rules.fire)
+        rules.rom, n, max_num_frames_per_episode=rules.max_frames, repeat_action_probability=rules.sticky,
+        full_action_space=rules.full_actions, img_height=SIDE, img_width=SIDE, stack_num=STACK,
+        frameskip=FRAMES_A_STEP, noop_max=rules.noops, reward_clipping=False, use_fire_reset=rules.fire)
 
 
 def _require() -> None:

@@ -96,11 +96,14 @@ class Environments:
         self._logged_n = np.zeros(n, np.int64)
         self._action_nt = np.zeros((n, max(64, longest)), np.int64)
         self.observation_n = np.zeros_like(arrays["observation"])
-        for index in range(n):
-            self._reset(index)
-        for t in range(longest):
-            index_k = np.flatnonzero(arrays["step"] > t)
-            self._advance(index_k, arrays["action"][index_k, t])
+        # All arrive together: simulators may step copies in company only.
+        left_n = arrays["step"]
+        for left in range(longest, -1, -1):
+            for index in np.flatnonzero(left_n == left).tolist():
+                self._reset(index)
+            index_k = np.flatnonzero(left_n >= max(left, 1))
+            if left:
+                self._advance(index_k, arrays["action"][index_k, left_n[index_k] - left])
         if not np.array_equal(self.observation_n, arrays["observation"]):
             raise UserError(f"environment {self.simulators.name} did not arrive where it was when its actions were "
                             "replayed: it is not deterministic, or its version or the seed has changed",

@@ -101,18 +101,22 @@ def test_stacks_and_rewards_are_those_of_ales_own_vector_environment(track: str,
     assert earned > 3  # unclipped: an invader is worth 5 to 30
 
 
-def test_a_copy_that_is_not_stepped_stands_still() -> None:
-    task = task_of()
-    few, all_ = simulators_of(task, 2), simulators_of(task, 2)
-    for simulators in (few, all_):
-        for index in range(2):
-            simulators.reset(index, 7 + index)
-    rng = np.random.default_rng(0)
-    for _ in range(6):
-        few.step(np.array([0]), np.array([2]))
-    for action in rng.integers(0, 6, 5):
-        assert np.array_equal(few.step(np.array([1]), np.array([action])).observation_k[0],
-                              all_.step(np.arange(2), np.array([0, action])).observation_k[1])
+def test_a_copy_that_others_left_behind_goes_on_where_it_was() -> None:
+    task = task_of("atari/breakout@v4-nosticky")
+    alone, beside = simulators_of(task, 1), simulators_of(task, 2)
+    alone.reset(0, 8)
+    for index in range(2):
+        beside.reset(index, 7 + index)
+    rng, other, both = np.random.default_rng(0), np.array([0]), np.arange(2)
+    for number, action in enumerate(rng.integers(0, 4, 24)):
+        if number in (6, 15):
+            for _ in range(3):
+                beside.step(other, np.array([2]))
+        if number == 12:
+            assert np.array_equal(beside.follow(1), alone.follow(0))
+        expected = alone.step(other, np.array([action])).observation_k[0]
+        found = beside.step(*((both[1:], np.array([action])) if number == 15 else (both, np.array([0, action]))))
+        assert np.array_equal(found.observation_k[-1], expected)
 
 
 def test_fire_is_pressed_for_the_player_on_the_older_track_alone() -> None:
