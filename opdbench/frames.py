@@ -198,7 +198,8 @@ class FrameLog:
     def __init__(self, stack: int, block_bytes: int = BLOCK_BYTES) -> None:
         self._stack, self._block_bytes = stack, block_bytes
         self._blocks: list[Tensor] = []
-        self._used = 0  # frames of the last block
+        self._newest: NDArray[Any] = np.zeros(0)  # the last block
+        self._used = 0  # frames of it
         self._recent_nr: NDArray[np.int64] = np.zeros((0, stack - 1), np.int64)  # places of the frames seen last
 
     def write(self, stack_b: NDArray[Any], step_b: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -240,9 +241,10 @@ class FrameLog:
         k = len(frame_k)
         if not self._blocks or self._used + k > len(self._blocks[-1]):
             frames = max(k, self._block_bytes // max(1, frame_k[0].nbytes))
-            self._blocks.append(torch.from_numpy(np.empty((frames, *frame_k.shape[1:]), frame_k.dtype)))
+            self._newest = np.empty((frames, *frame_k.shape[1:]), frame_k.dtype)
+            self._blocks.append(torch.from_numpy(self._newest))
             self._used = 0
-        self._blocks[-1][self._used:self._used + k] = torch.from_numpy(np.ascontiguousarray(frame_k))
+        self._newest[self._used:self._used + k] = frame_k
         first = ((len(self._blocks) - 1) << _OFFSET_BITS) | self._used
         self._used += k
         return np.arange(first, first + k)

@@ -120,6 +120,8 @@ class AtariSimulators(Simulators):
                           after.truncated_k & ~after.terminated_k)
 
     def _act(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> _After:
+        if len(self._blocks) == 1 and np.array_equal(index_k, np.arange(self.n)):
+            return self._blocks[0].step_all(action_k)
         block_k = self._block_n[index_k]
         parts: list[_After] = []
         rows: list[NDArray[np.int64]] = []
@@ -141,6 +143,8 @@ class AtariSimulators(Simulators):
 
     def _find(self, index_k: NDArray[np.int64]) -> None:
         """Bring copies back to where they were before others went on without them."""
+        if not self._lost_n.any():
+            return
         for index in index_k[self._lost_n[index_k]].tolist():
             block = _Block(self._rules, 1)
             block.reset(0, self.seed_n[index] % MOST_SEEDS)
@@ -188,6 +192,7 @@ class _Block:
 
     def __init__(self, rules: Rules, n: int) -> None:
         self.ale, self.n, self._begun = _native(rules, n).ale, n, False
+        self._strength_m = np.ones(n, np.float32)  # how far a paddle is turned
 
     def reset(self, slot: int, seed: int) -> tuple[Observations, int]:
         """The first observation of one copy's next episode, and its lives; the others stay where they are."""
@@ -201,7 +206,10 @@ class _Block:
         """One step of all copies, the others' wasted."""
         action_m = np.zeros(self.n, np.int64)
         action_m[slot_r] = action_r
-        self.ale.send(action_m, np.ones(self.n, np.float32))
+        return self.step_all(action_m)
+
+    def step_all(self, action_m: NDArray[np.int64]) -> _After:
+        self.ale.send(action_m, self._strength_m)
         observation_m, reward_m, terminated_m, truncated_m, info = self.ale.recv()
         return _After(observation_m, reward_m.astype(np.float64), terminated_m, truncated_m,
                       info["lives"].astype(np.int64))

@@ -82,9 +82,12 @@ class ControlWorld:
         environments, (horizon, n) = self._environments, uniform_tbd.shape[:2]
         seen_t, steps, decisions = [], [], []
         for t in range(horizon):
-            observation_b = environments.observation_n[:n].copy()
-            seen_t.append(observation_b if self._frames is None else
-                          self._frames.write(observation_b, environments.simulators.step_n[:n]))
+            observation_b = environments.observation_n[:n]
+            if self._frames is None:
+                observation_b = observation_b.copy()
+                seen_t.append(observation_b)
+            else:
+                seen_t.append(self._frames.write(observation_b, environments.simulators.step_n[:n]))
             decisions.append(decide(torch.from_numpy(observation_b), uniform_tbd[t]))
             steps.append(environments.step(decisions[-1].action_b.numpy(force=True)))
         truncated_tb = np.stack([step.truncated_b for step in steps])
