@@ -211,7 +211,7 @@ def test_methods_run_on_real_pong_with_every_network(method: str, tmp_path: Path
 def test_a_teacher_is_trained_and_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from opdbench.rl import train_teacher
 
-    monkeypatch.setattr(train_teacher, "SCORED_EPISODES", 1)
+    monkeypatch.setattr(train_teacher, "SCORED_EPISODES", 2)
     monkeypatch.setattr(train_teacher, "CHECKPOINT_EVERY", 32)
     task, seen = task_of("atari/breakout@v4-nosticky", max_frames=200), list[int]()
     ppo = {**Atari.teacher_recipe.ppo, "n_steps": 16, "batch_size": 32}
