@@ -69,6 +69,10 @@ class ActorMimic(PolicyDistillation):  # type: ignore[misc]  # mypy does not see
     def collect(self, ctx: Context) -> Rollouts:
         return ctx.rollout(EpsilonGreedy("student", self.params.epsilon))
 
+    def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
+        self.data.add(ctx.separable(rollouts))  # with the teacher's features
+        return rollouts
+
     def loss(self, rows: Rows, ctx: Context) -> Loss:
         distance_n = forward_kl(rows.teacher.tempered(self.params.tau), rows.student)
         gap_nh = self.projector(rows.features_nh) - rows.columns[TEACHER_FEATURES]

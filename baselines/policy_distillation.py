@@ -59,7 +59,7 @@ class PolicyDistillation(Distiller):
         return ctx.rollout(EpsilonGreedy("teacher", self.params.epsilon))
 
     def prepare(self, rollouts: Rollouts, ctx: Context) -> Rollouts:
-        self.data.add(ctx.separable(rollouts))
+        self.data.add(ctx.separable(ctx.with_logits(rollouts)))
         return rollouts
 
     def minibatches(self, rollouts: Rollouts, ctx: Context) -> Iterator[Rollouts]:

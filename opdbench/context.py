@@ -24,6 +24,7 @@ from opdbench.rows import (
     TEACHER_ACTION,
     TEACHER_FEATURES,
     TEACHER_LAYERS,
+    TEACHER_LOGITS,
     TEACHER_LOGP,
     TEACHER_TOPK_ID,
     Rows,
@@ -203,6 +204,20 @@ class Context:
             whole[where_bt.to(value.device)] = value[view.mask_bt.to(value.device)]
             columns[column if column and name == _COLUMNS[needs] else name] = whole
         return rollouts.with_columns(per_step=columns)
+
+    @torch.no_grad()
+    def with_logits(self, rollouts: Rollouts) -> Rollouts:
+        """For a store: the teacher's logits in place of its features, where these are the larger (18 actions beside 512
+        features, say). `rows.teacher` is the same distribution."""
+        teacher, columns = self.teacher, dict(rollouts.columns)
+        features_bth = columns.get(TEACHER_FEATURES)
+        if teacher is None or features_bth is None or features_bth.shape[-1] <= teacher.n_actions:
+            return rollouts
+        del columns[TEACHER_FEATURES]
+        logits_bta = teacher.project(features_bth.flatten(0, 1)).view(*features_bth.shape[:2], -1)
+        self._require_numbers(logits_bta[rollouts.mask_bt].sum(-1))
+        bare = replace(rollouts, columns=columns, step_columns=rollouts.step_columns - {TEACHER_FEATURES})
+        return bare.with_columns(per_step={TEACHER_LOGITS: logits_bta})
 
     def _answer(self, rollouts: Rollouts, needs: Needs, policy: Policy | None) -> dict[str, Tensor]:
         """What a policy, or the world's teacher, says in every row, by column."""

@@ -19,7 +19,7 @@ from opdbench.distiller import Loss
 from opdbench.distributions import Gaussian
 from opdbench.pieces import PIECE_HEAD
 from opdbench.rollouts import Rollouts, Source
-from opdbench.rows import TEACHER_FEATURES, TEACHER_LOGP, Rows
+from opdbench.rows import TEACHER_FEATURES, TEACHER_LOGITS, TEACHER_LOGP, Rows
 
 SAMPLE = 256  # rows a step
 TOP_K_SAMPLE = 64  # rows of each of their chunks: finding the k most likely of many actions costs more than the rest
@@ -69,7 +69,7 @@ class StepMeter:
             # Likewise of a teacher that samples and scores: of a server, whether it does both with one distribution.
             gap_n = (rows.columns[TEACHER_LOGP] - rows.behaviour_logp_n)[by_teacher_n].abs()
             self._add("teacher_gap", gap_n.double())
-        if TEACHER_FEATURES in rows.columns and PIECE_HEAD not in rows.columns:
+        if (TEACHER_FEATURES in rows.columns or TEACHER_LOGITS in rows.columns) and PIECE_HEAD not in rows.columns:
             self.add_distance(rows)
 
     @property

@@ -43,9 +43,12 @@ class Size(NamedTuple):
     attention_width: int = 0  # heads x their size
     cache_width: int = 0  # values that one layer caches for one token
     actions: int = 0
+    forward: float = 0.0  # FLOPs of one state, where they do not follow from the above
 
     def flops(self, context: float) -> float:
         """Of one state's forward pass, after `context` inputs."""
+        if self.forward:
+            return self.forward
         return 2.0 * (self.parameters - self.embedding) + 4.0 * self.layers * self.attention_width * context
 
 
@@ -123,9 +126,8 @@ def _student_size(plan: Plan) -> Size:
     assert isinstance(plan.task, ControlTask)
     from opdbench.rl.world import fresh_student
 
-    hidden = fresh_widths(plan.spec.recipe.student.reference)
-    student = fresh_student(plan.task, plan.spec.recipe.seed, hidden)
-    return Size(student.n_parameters(), layers=len(hidden) + 1, actions=student.n_actions)
+    student = fresh_student(plan.task, plan.spec.recipe.seed, fresh_widths(plan.spec.recipe.student.reference))
+    return _control_size(student)
 
 
 def _teacher_sizes(plan: Plan) -> list[Size]:
@@ -139,11 +141,17 @@ def _size(plan: Plan, path: Path) -> Size:
         from opdbench.rl.load import load_policy
 
         policy = load_policy(path, trust_pickle=plan.request.trust_pickle)
-        return Size(policy.n_parameters(), layers=policy.n_layers, actions=policy.n_actions)
+        return _control_size(policy)
     from opdbench.lm.checkpoint import read_config
 
     config = read_config(path)
     return _language_size(config.get("text_config", config), parameters(path))
+
+
+def _control_size(policy: Any) -> Size:
+    # A convolution's weights are used in many places; elsewhere the formula counts biases, as it always has.
+    forward = policy.forward_flops(1, 1) if hasattr(policy, "network") else 0.0
+    return Size(policy.n_parameters(), layers=policy.n_layers, actions=policy.n_actions, forward=forward)
 
 
 def _language_size(config: dict[str, Any], n_parameters: int) -> Size:

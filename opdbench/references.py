@@ -86,8 +86,9 @@ def is_fresh(reference: str | None) -> bool:
     return reference is not None and reference.startswith(_FRESH)
 
 
-def fresh_widths(reference: str) -> tuple[int, ...]:
-    """The hidden layers of `fresh:64x64`, as it is asked for, or of `fresh 64x64`, as a recipe has it; none of a table.
+def fresh_widths(reference: str) -> tuple[int, ...] | None:
+    """The hidden layers of `fresh:64x64`, as it is asked for, or of `fresh 64x64`, as a recipe has it; none of a table;
+    None where a recipe names the task's own network (`fresh net3`).
 
     Raises:
         UserError: no widths are stated.
@@ -96,13 +97,20 @@ def fresh_widths(reference: str) -> tuple[int, ...]:
     if widths == "table":
         return ()
     if not _WIDTHS.fullmatch(widths):
+        if not is_fresh(reference):
+            return None
         raise UserError(f"{reference} does not say the widths of hidden layers", "write them like fresh:64x64")
     return tuple(map(int, widths.split("x")))
 
 
-def fresh(widths: Sequence[int]) -> str:
-    """How a recipe names a new network."""
-    return f"fresh {'x'.join(map(str, widths)) or 'table'}"
+def as_new(reference: str | None) -> str | None:
+    """What a user calls `fresh:64x64`, as a recipe has it; any other reference as it is."""
+    return f"fresh {reference.removeprefix(_FRESH)}" if reference and is_fresh(reference) else reference
+
+
+def fresh(network: Sequence[int] | str) -> str:
+    """How a recipe names a new network: by its hidden layers, or by the name that the task has for it."""
+    return f"fresh {network if isinstance(network, str) else 'x'.join(map(str, network)) or 'table'}"
 
 
 def model(reference: str, role: models.Role, task: Task) -> tuple[ModelRef, Model]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -136,7 +137,8 @@ def load(kind: Kind, identifier: str, plugins: Sequence[str | Path] = ()) -> typ
 
 def kinds_of(identifier: str, plugins: Sequence[str | Path] = ()) -> list[Kind]:
     """The kinds under which "name" or "name@version" is registered: none, one, or both."""
-    return [kind for kind in KINDS if identifier.partition("@")[0].partition(":")[0] in names(kind, plugins)]
+    name = _canonical(identifier).partition("@")[0].partition(":")[0]
+    return [kind for kind in KINDS if name in names(kind, plugins)]
 
 
 def defined_in(file: str | Path) -> list[tuple[Kind, str]]:
@@ -203,9 +205,17 @@ def _twice(kind: Kind, name: str, entries: Sequence[_Entry]) -> str:
     return f"{kind} {name!r} is registered {len(entries)} times: by " + " and by ".join(e.package for e in entries)
 
 
+def _canonical(identifier: str) -> str:
+    """"family-variant:member" for "family/member@variant", another way to write it. What stands behind an @ is a
+    version everywhere else, and results, suites and boards take versions together: two variants that must never meet
+    are two registrations."""
+    member = re.fullmatch(r"([a-z0-9-]+)/([^/@:]+)@([a-z][\w-]*)", identifier)
+    return f"{member[1]}-{member[3]}:{member[2]}" if member else identifier
+
+
 def _split(kind: Kind, identifier: str) -> tuple[str, str, int | None]:
     """("gsm8k", "", 1) of "gsm8k@1", and ("suite", "one", None) of "suite:one"."""
-    name, at, version = identifier.partition("@")
+    name, at, version = _canonical(identifier).partition("@")
     if at and not version.isdecimal():
         raise UsageError(f"{identifier!r} is not a {kind}: write NAME or NAME@VERSION, such as {name or 'name'}@1")
     name, _, argument = name.partition(":")

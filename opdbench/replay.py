@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from opdbench.frames import FrameStacks
 from opdbench.rollouts import Rollouts
 
 
@@ -44,10 +45,24 @@ class Aggregate:
         if not self._parts:
             return {}
         joined = self._joined()
-        return {"tensors": joined.tensors(), "step_columns": sorted(joined.step_columns)}
+        tensors = {name: value.parts() if isinstance(value, FrameStacks) else value
+                   for name, value in joined.tensors().items()}
+        return {"tensors": tensors, "step_columns": sorted(joined.step_columns)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._parts = [Rollouts.from_tensors(state["tensors"], frozenset(state["step_columns"]))] if state else []
+        if not state:
+            self._parts = []
+            return
+        tensors = {name: FrameStacks([value["frames"]], value["place"]) if isinstance(value, dict) else value
+                   for name, value in state["tensors"].items()}
+        self._parts = [Rollouts.from_tensors(tensors, frozenset(state["step_columns"]))]
+
+    def n_bytes(self) -> int:
+        """Memory that the tensors take; a frame that several states show counts once."""
+        if not self._parts:
+            return 0
+        return sum(value.n_bytes() if isinstance(value, FrameStacks) else value.nbytes
+                   for value in self._joined().tensors().values())
 
     def _joined(self) -> Rollouts:
         if not self._parts:

@@ -231,7 +231,8 @@ def _student(request: Request, task: Task, profile: hardware.Profile) -> tuple[M
         ref, model = references.model(reference, "student", task)
         return ref, model.path
     if isinstance(task, ControlTask):
-        fresh = references.fresh(references.fresh_widths(reference) if new and reference else task.student_hidden)
+        asked = references.fresh_widths(reference) if new and reference else None
+        fresh = references.fresh(asked if asked is not None else task.student_network() or task.student_hidden)
         digest = hashlib.sha256(f"{fresh} seed {request.seed}".encode()).hexdigest()
         return ModelRef(reference=fresh, sha256=digest), None
     raise UserError(f"{task.name} ships no student and the profile {profile.name} names none",

@@ -10,12 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from opdbench.distributions import Distribution
+from opdbench.distributions import Categorical, Distribution
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.support import Comparison, TopK
 
 TEACHER_FEATURES = "teacher_features"  # [B, T, H]: stored instead of logits, which may be 100 times as large
+TEACHER_LOGITS = "teacher_logits"  # [B, T, A]: instead of features, in a store where features are the larger
 TEACHER_LAYERS = "teacher_layers"  # [B, T, L, H]: what every layer gives out, where a method asks for HIDDEN
 TEACHER_LOGP = "teacher_logp"  # [B, T]: of the action taken
 TEACHER_TOPK_ID = "teacher_topk_id"  # [B, T, K] int64: all that some teachers reveal (opdbench.support.TopK)
@@ -59,6 +60,8 @@ class Rows:
     @cached_property
     def teacher(self) -> Distribution:
         """The teacher's whole distribution; there when the method's need is FULL."""
+        if TEACHER_LOGITS in self.columns:
+            return Categorical(self.columns[TEACHER_LOGITS])
         if self._teacher is None or TEACHER_FEATURES not in self.columns:
             raise LookupError("this method did not ask for the teacher's full distribution: set needs = Needs.FULL")
         with torch.no_grad():

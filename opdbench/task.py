@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import gymnasium
+    from stable_baselines3.common.vec_env import VecEnv
 
     from opdbench.lm.tokenizer import Tokenizer
     from opdbench.policy import Policy
     from opdbench.rl.search import Model
+    from opdbench.rl.simulators import Simulators
 
 Split = Literal["train", "validation", "test"]
 Message = dict[str, str]  # {"role": "user", "content": "..."}
@@ -185,10 +187,26 @@ class ControlTask(Task):
     evaluation_episodes: ClassVar[int] = 100
     student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
     student_scale: ClassVar[Sequence[float] | None] = None  # what a fresh network divides each observed number by
+    parallel_episodes: ClassVar[int | None] = None
+    """Evaluation's episodes at a time, where one is expensive to set up or states are large: an episode's draws are
+    then its own, and policies read states in batches of one size, so that no score depends on this number."""
 
     @abstractmethod
     def make(self) -> gymnasium.Env[Any, Any]:
         """One fresh environment, at evaluation's own rules (unclipped rewards, full episodes)."""
+
+    def simulators(self) -> Simulators | None:
+        """The task's own way of stepping many copies at once; None for one `make` a copy."""
+        return None
+
+    def training_env(self, n: int, seed: int) -> VecEnv | None:
+        """What Stable-Baselines3 trains a teacher in, where that differs from `n` times `make`."""
+        return None
+
+    def student_network(self) -> str | None:
+        """The convolutional network that a fresh student is (a name in opdbench.rl.convolutional), for a task whose
+        states are stacks of frames; None for a perceptron of `student_hidden`, or a table."""
+        return None
 
     def exact_teacher(self) -> Policy | None:
         """A teacher that follows from the task's own rules, for `--teacher exact`; None where nobody can compute one.

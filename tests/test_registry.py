@@ -12,6 +12,9 @@ import pytest
 from opdbench import registry
 from opdbench.errors import UsageError, UserError
 
+FAMILIES = {"minatar": "minatar:breakout", "atari-v5-sticky": "atari-v5-sticky:pong",
+            "atari-v4-nosticky": "atari-v4-nosticky:pong"}  # not every word is the name of a game
+
 METHOD = '''
 from typing import ClassVar
 from opdbench.distiller import Distiller, Needs
@@ -60,8 +63,8 @@ def method_source(name: str = "zap", cls: str = "Zap") -> str:
 
 
 def example(description: registry.Description) -> str:
-    """Something that a user could type; not every word is the name of a game."""
-    return "minatar:breakout" if description.name == "minatar" else description.id
+    """Something that a user could type."""
+    return FAMILIES.get(description.name, description.id)
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from opdbench.errors import UserError
-from opdbench.references import fresh, fresh_widths, is_fresh
+from opdbench.references import as_new
 from opdbench.report.entries import Entry, check_same_problems, entry_of, is_model
 from opdbench.report.runs import Run, by_setting, changed, with_outcomes
 from opdbench.schema.suite import Suite, read
@@ -130,7 +130,7 @@ def _models_of(suite: Suite, task: str, arm: str) -> tuple[bool, bool]:
 
 def _is_student(wanted: str | None, run: Run) -> bool:
     """Whether a run began with the student that an arm names, if it names one."""
-    return is_model(fresh(fresh_widths(wanted)) if wanted and is_fresh(wanted) else wanted, run.record.recipe.student)
+    return is_model(as_new(wanted), run.record.recipe.student)
 
 
 def models_given(run: Run) -> tuple[bool, bool]:

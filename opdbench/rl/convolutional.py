@@ -69,9 +69,9 @@ class ConvNetwork(nn.Module):
 
     def features(self, frames_n: Tensor, game: int = 0) -> Tensor:
         """What a game's head reads [N, H], from frames [N, frames, 84, 84], uint8."""
-        x = frames_n.to(self.hidden.weight.dtype) / 255
+        x = frames_n.to(self.hidden.weight.dtype, copy=True).div_(255)
         for convolution in self.convolutions:
-            x = torch.relu(convolution(x))
+            x = torch.relu_(convolution(x))
         x = torch.relu(self.hidden(x.flatten(1)))
         return torch.relu(self.controllers[game](x)) if self.architecture.controller else x
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from opdbench.errors import UserError
+from opdbench.rl.conv_policy import ConvPolicy, is_convolutional
 from opdbench.rl.policy import ControlPolicy
 from opdbench.rl.sb3 import load_sb3
 from opdbench.rl.table import TablePolicy, is_table
 
 
 def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool = False
-                ) -> ControlPolicy | TablePolicy:
+                ) -> ControlPolicy | TablePolicy | ConvPolicy:
     """Read a policy folder (policy.json and policy.safetensors) or an SB3 zip, without unpickling anything.
 
     Args:
@@ -23,6 +24,8 @@ def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool
         UserError: neither, or it cannot be read safely.
     """
     if path.is_dir():
+        if is_convolutional(path):
+            return ConvPolicy.load(path)
         return TablePolicy.load(path) if is_table(path) else ControlPolicy.load(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation=activation, trust_pickle=trust_pickle)

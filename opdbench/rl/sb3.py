@@ -20,16 +20,22 @@ import torch
 from torch import Tensor
 
 from opdbench.errors import UserError
+from opdbench.rl.conv_policy import ConvPolicy
+from opdbench.rl.convolutional import ConvArchitecture
 from opdbench.rl.policy import ACTIVATIONS, Architecture, ControlPolicy, Normalization
 
 MAX_MEMBER_BYTES = 256 << 20  # unpacked; far above any perceptron, far below a zip bomb
 
 # Hidden layers and head of what SB3 calls the actor (PPO, A2C) and the Q-network (DQN).
 _ACTOR = (re.compile(r"mlp_extractor\.policy_net\.(\d+)\.(weight|bias)"), "action_net")
+# The convolutions and the hidden layer of CnnPolicy (Mnih et al.'s network), and its head.
+_CONVOLUTIONAL = (("pi_features_extractor", "action_net"), ("features_extractor", "action_net"),
+                  ("q_net.features_extractor", "q_net.q_net.0"))
 _Q_NETWORK = (re.compile(r"q_net\.q_net\.(\d+)\.(weight|bias)"), None)
 
 
-def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = False) -> ControlPolicy:
+def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = False
+             ) -> ControlPolicy | ConvPolicy:
     """The policy in an SB3 .zip: the actor of PPO or A2C, over discrete actions or as a Gaussian over vectors of real
     numbers, or DQN's Q-network (whose Q values serve as logits).
 
@@ -45,7 +51,7 @@ def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = 
         UserError: the file is missing, corrupt or too large, needs unpickling, or holds another kind of policy.
     """
     data, tensors = _read_zip(path, trust_pickle)
-    activation = activation or _stated_activation(data)
+    activation = "relu" if _extractor(tensors) else activation or _stated_activation(data)
     if activation is None:
         raise UserError(f"{path} does not say in plain text which activation its network has",
                         f"state the one it was trained with: --teacher {path}#tanh or {path}#relu "
@@ -55,12 +61,12 @@ def load_sb3(path: Path, *, activation: str | None = None, trust_pickle: bool = 
         return policy_from_tensors(tensors, observation_shape=_observation_shape(data), activation=activation)
     except ValueError as error:
         raise UserError(f"{path} holds a policy that cannot be used: {error}",
-                        "pass a PPO, A2C or DQN policy of kind MlpPolicy, without state-dependent exploration (gSDE)"
-                        ) from error
+                        "pass a PPO, A2C or DQN policy of kind MlpPolicy, or CnnPolicy with discrete actions, without "
+                        "state-dependent exploration (gSDE)") from error
 
 
 def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tuple[int, ...] | None, activation: str,
-                        normalization: Normalization | None = None) -> ControlPolicy:
+                        normalization: Normalization | None = None) -> ControlPolicy | ConvPolicy:
     """A policy from the state dict of an SB3 policy.
 
     Args:
@@ -70,10 +76,13 @@ def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tup
         normalization: the statistics of the VecNormalize that the policy was trained under, if any.
 
     Raises:
-        ValueError: the tensors are not those of a perceptron with a categorical or a Gaussian head, or Q values.
+        ValueError: the tensors are not those of a perceptron with a categorical or a Gaussian head, of CnnPolicy's
+            network over four frames, or Q values.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {sorted(ACTIVATIONS)}")
+    if _extractor(tensors):
+        return _conv_policy(tensors)
     if any(name.startswith(("features_extractor.", "q_net.features_extractor.")) for name in tensors):
         raise ValueError("it reads images or dictionaries, not vectors (it has a features extractor with weights)")
     layers = _layers(tensors)
@@ -92,6 +101,32 @@ def policy_from_tensors(tensors: Mapping[str, Tensor], *, observation_shape: tup
     if log_std is not None:
         mine["log_std"] = log_std
     return ControlPolicy.from_tensors(architecture, mine)
+
+
+def _extractor(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The prefix of the layers that read frames, and of the head."""
+    return next((names for names in _CONVOLUTIONAL
+                 if f"{names[0]}.cnn.0.weight" in tensors and f"{names[1]}.weight" in tensors), None)
+
+
+def _conv_policy(tensors: Mapping[str, Tensor]) -> ConvPolicy:
+    found = _extractor(tensors)
+    assert found is not None
+    extractor, head = found
+    if any(re.fullmatch(r"mlp_extractor\.policy_net\..*|q_net\.q_net\.[1-9].*", name) for name in tensors):
+        raise ValueError("it has further hidden layers behind those of CnnPolicy")
+    theirs = {"convolutions.0": f"{extractor}.cnn.0", "convolutions.1": f"{extractor}.cnn.2",
+              "convolutions.2": f"{extractor}.cnn.4", "hidden": f"{extractor}.linear.0", "heads.0": head}
+    mine = {}
+    for name, other in theirs.items():
+        for kind in ("weight", "bias"):
+            if f"{other}.{kind}" not in tensors:
+                raise ValueError(f"it has no {other}.{kind}, which CnnPolicy's network has")
+            mine[f"{name}.{kind}"] = tensors[f"{other}.{kind}"]
+    first, second, third = (len(mine[f"convolutions.{number}.bias"]) for number in range(3))
+    architecture = ConvArchitecture((first, second, third), len(mine["hidden.bias"]), (len(mine["heads.0.bias"]),),
+                                    frames=mine["convolutions.0.weight"].shape[1])
+    return ConvPolicy.from_tensors(architecture, mine)
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,16 @@ class Transition(NamedTuple):
     truncated_k: NDArray[np.bool_]  # the time limit cut it off
 
 
+class EnvSpaces(Protocol):
+    """What is seen and done in an environment: gymnasium's two spaces."""
+
+    @property
+    def observation_space(self) -> gymnasium.Space[Any]: ...
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]: ...
+
+
 class Simulators(ABC):
     """Copies 0 to n-1 of one environment; `index_k` chooses which of them take a step.
 
@@ -44,10 +54,15 @@ class Simulators(ABC):
         n_actions: how many actions there are; or how many numbers an action is.
         bounds: (lowest, highest) action [D] where actions are vectors of real numbers; None where they are counted.
         seed_n, step_n: the reset seed of every copy's episode, and the number of steps taken in it.
+        stack: S, when an observation is the last S frames [S, *frame], blank before the episode; else 0.
+        episodes_per_seed: how many episodes `follow` may make of one seed, where setting a seed is expensive.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
-        self.name = _name(env)
+    stack: int = 0
+    episodes_per_seed: int = 1
+
+    def __init__(self, env: EnvSpaces, name: str | None = None) -> None:
+        self.name = name or _name(env)
         self.observation_shape, self.observation_dtype = _observations(env, self.name)
         self.n_actions, self.bounds = _actions(env, self.name)
         self.seed_n: list[int] = []
@@ -83,9 +98,17 @@ class Simulators(ABC):
     def reset(self, index: int, seed: int) -> Observations:
         """Begin a new episode of one copy; returns its first observation."""
         self.seed_n[index] = seed
+        return self._begin(index, lambda: self._reset(index, seed))
+
+    def follow(self, index: int) -> Observations:
+        """Begin the next episode of one copy with the random numbers that follow those of the last one, so that it
+        depends on the seed and on all actions since; returns its first observation."""
+        return self._begin(index, lambda: self._follow(index))
+
+    def _begin(self, index: int, begin: Callable[[], Observations]) -> Observations:
         self.step_n[index] = 0
         try:
-            observation = np.asarray(self._reset(index, seed), self.observation_dtype)
+            observation = np.asarray(begin(), self.observation_dtype)
         except Exception as error:
             raise self._failure(index, f"raised {type(error).__name__}: {error}") from error
         if np.isnan(observation).any():
@@ -104,7 +127,9 @@ class Simulators(ABC):
                             "look for NaN in the weights of the policy that acts")
         self.step_n[index_k] += 1
         transition = self._step(index_k, action_k)
-        if np.isnan(transition.observation_k).any() or not np.isfinite(transition.reward_k).all():
+        whole_numbers = self.observation_dtype.kind in "biu"
+        if not np.isfinite(transition.reward_k).all() or (
+                not whole_numbers and np.isnan(transition.observation_k).any()):
             wrong_k = ~np.isfinite(transition.reward_k) | np.isnan(
                 transition.observation_k.reshape(len(index_k), -1)).any(1)
             raise self._failure(index_k[wrong_k.argmax()], "returned an observation or reward that is not a number")
@@ -119,6 +144,9 @@ class Simulators(ABC):
 
     @abstractmethod
     def _reset(self, index: int, seed: int) -> Observations: ...
+
+    def _follow(self, index: int) -> Observations:
+        raise NotImplementedError("there is one episode to a seed")
 
     @abstractmethod
     def _step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition: ...
@@ -199,12 +227,15 @@ class CartPoleSimulators(Simulators):
 
 
 def make_simulators(task: ControlTask) -> Simulators:
-    """Simulators of a task's environment, the fast ones where they are exact.
+    """Simulators of a task's environment: its own if it brings some, else the fast ones where they are exact.
 
     Raises:
         UserError: the environment cannot be made, or its observations or actions are of a kind that is not supported.
     """
     try:
+        own = task.simulators()
+        if own is not None:
+            return own
         env = task.make()
     except UserError:
         raise
@@ -225,11 +256,12 @@ def _is_plain_cartpole(env: gymnasium.Env[Any, Any]) -> bool:
             and spec.max_episode_steps is not None and not set(spec.kwargs) - {"render_mode"})
 
 
-def _name(env: gymnasium.Env[Any, Any]) -> str:
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+def _name(env: EnvSpaces) -> str:
+    spec = getattr(env, "spec", None)
+    return str(spec.id) if spec is not None else type(getattr(env, "unwrapped", env)).__name__
 
 
-def _observations(env: gymnasium.Env[Any, Any], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _observations(env: EnvSpaces, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type."""
     from gymnasium.spaces import Box
 
@@ -240,7 +272,7 @@ def _observations(env: gymnasium.Env[Any, Any], name: str) -> tuple[tuple[int, .
     return tuple(seen.shape), seen.dtype
 
 
-def _actions(env: gymnasium.Env[Any, Any], name: str) -> tuple[int, tuple[Actions, Actions] | None]:
+def _actions(env: EnvSpaces, name: str) -> tuple[int, tuple[Actions, Actions] | None]:
     """How many there are, or how many numbers one is; and its bounds, float32, where it is numbers."""
     from gymnasium.spaces import Box, Discrete
 

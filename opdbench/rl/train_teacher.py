@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
+    from opdbench.policy import Policy
+    from opdbench.rl.conv_policy import ConvPolicy
     from opdbench.rl.policy import ControlPolicy
     from opdbench.task import ControlTask
 
@@ -44,7 +46,9 @@ class TeacherRecipe:
             observations' statistics.
         learning_rate: at the start; it falls linearly to zero, so that the last policy is a settled one.
         activation: "tanh" or "relu", of both networks.
-        ppo: further arguments of `stable_baselines3.PPO`; `policy`: of its `MlpPolicy`.
+        network: Rusu's name of a convolutional policy, in place of a perceptron of `hidden`; only "teacher", the one
+            that Stable-Baselines3 has.
+        ppo: further arguments of `stable_baselines3.PPO`; `policy`: of its policy.
         source: where the values come from.
     """
 
@@ -55,6 +59,7 @@ class TeacherRecipe:
     source: str
     normalize: bool = False
     activation: str = "tanh"
+    network: str | None = None
     ppo: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
 
@@ -130,13 +135,16 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
         stored.write_text(identity)
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
-    return PPO("MlpPolicy", _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
+    kind = "MlpPolicy" if recipe.network is None else "CnnPolicy"
+    return PPO(kind, _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
                policy_kwargs=_policy_arguments(recipe), seed=seed, device="cpu", **recipe.ppo)
 
 
 def _policy_arguments(recipe: TeacherRecipe) -> dict[str, Any]:
     from torch import nn
 
+    if recipe.network is not None:
+        return dict(recipe.policy)
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[recipe.activation]
     return {"net_arch": list(recipe.hidden), "activation_fn": activation, **recipe.policy}
 
@@ -150,7 +158,8 @@ def _training_env(task: ControlTask, recipe: TeacherRecipe, work: Path, seed: in
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
 
-    env = make_vec_env(task.make, recipe.n_envs, seed=seed)
+    own = task.training_env(recipe.n_envs, seed)
+    env = own if own is not None else make_vec_env(task.make, recipe.n_envs, seed=seed)
     if not recipe.normalize:
         return env
     statistics = work / "normalize.pkl"
@@ -192,7 +201,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
             seed: int) -> dict[str, Any]:
     import torch
 
-    from opdbench.rl.policy import ControlPolicy
+    from opdbench.rl.load import load_policy
 
     new = out_folder.with_name(out_folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -206,7 +215,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
         "command": f"opdbench teacher train {task.name}",
         "versions": {name: version(name) for name in ("stable-baselines3", "gymnasium", "torch", "numpy")},
         # The score is measured on what was stored, after rounding to float16.
-        "score": _score(task, ControlPolicy.load(new)),
+        "score": _score(task, load_policy(new)),
         "sha256": sha256((new / "policy.safetensors").read_bytes()).hexdigest(),
     }
     (new / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -215,7 +224,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     return manifest
 
 
-def _control_policy(model: PPO, activation: str) -> ControlPolicy:
+def _control_policy(model: PPO, activation: str) -> ControlPolicy | ConvPolicy:
     from opdbench.rl.policy import Normalization
     from opdbench.rl.sb3 import policy_from_tensors
 
@@ -230,7 +239,7 @@ def _control_policy(model: PPO, activation: str) -> ControlPolicy:
                                activation=activation, normalization=normalization)
 
 
-def _score(task: ControlTask, policy: ControlPolicy) -> dict[str, Any]:
+def _score(task: ControlTask, policy: Policy) -> dict[str, Any]:
     from statistics import fmean, stdev
 
     from opdbench.rl.world import evaluate

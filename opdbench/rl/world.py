@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ from opdbench import seeds
 from opdbench.actors import Actor, Decision, draw, uniform_table
 from opdbench.distributions import Categorical, Gaussian
 from opdbench.errors import UserError
+from opdbench.frames import FrameLog
 from opdbench.oracle import Oracle
 from opdbench.policy import Policy
+from opdbench.rl.conv_policy import ConvPolicy
 from opdbench.rl.environments import Environments
 from opdbench.rl.policy import Architecture, ControlPolicy
 from opdbench.rl.simulators import Simulators, make_simulators
@@ -27,6 +31,8 @@ from opdbench.world import Outcome
 EVALUATION_STREAM = 2_011  # apart from every run's seed: episode k is the same problem in every run
 FRESH_CLIP = 10.0  # on observations that a task scales; VecNormalize's
 PARALLEL_EPISODES = 128
+READ_TOGETHER = 8  # states a policy reads at a time in evaluation, where the task asks for one size: see `_padded`
+_SHAPED = (ControlPolicy, TablePolicy, ConvPolicy)  # policies that know which observations and actions they are for
 
 
 class ControlWorld:
@@ -51,9 +57,9 @@ class ControlWorld:
         self.student = student
         self.teacher = teacher
         self._seed = seeds.derive(seed, "rollout", "environments")
-        self._environments = Environments(make_simulators(task), self._seed)
+        self._start()
         for role, policy in (("student", student), ("teacher", teacher)):
-            if isinstance(policy, ControlPolicy | TablePolicy):
+            if isinstance(policy, _SHAPED):
                 check_fits(policy, self._environments.simulators, f"{role} on {task.id}")
 
     @torch.no_grad()
@@ -76,18 +82,21 @@ class ControlWorld:
 
     def _play_segment(self, decide: Callable[[Tensor, Tensor], Decision], uniform_tbd: Tensor) -> Rollouts:
         environments, (horizon, n) = self._environments, uniform_tbd.shape[:2]
-        first = environments.observation_n
-        observation_tb = np.empty((horizon, n, *first.shape[1:]), first.dtype)
-        steps, decisions = [], []
+        seen_t, steps, decisions = [], [], []
         for t in range(horizon):
-            observation_tb[t] = environments.observation_n[:n]
-            decisions.append(decide(torch.from_numpy(observation_tb[t]), uniform_tbd[t]))
+            observation_b = environments.observation_n[:n]
+            if self._frames is None:
+                observation_b = observation_b.copy()
+                seen_t.append(observation_b)
+            else:
+                seen_t.append(self._frames.write(observation_b, environments.simulators.step_n[:n]))
+            decisions.append(decide(torch.from_numpy(observation_b), uniform_tbd[t]))
             steps.append(environments.step(decisions[-1].action_b.numpy(force=True)))
         truncated_tb = np.stack([step.truncated_b for step in steps])
         done_bt = _by_trajectory(truncated_tb | np.stack([step.terminated_b for step in steps]))
-        index_b = torch.arange(n)
+        index_b, seen_bt = torch.arange(n), _by_trajectory(np.stack(seen_t))
         rollouts = Rollouts(
-            input_bt=_by_trajectory(observation_tb),
+            input_bt=seen_bt if self._frames is None else self._frames.stacks(seen_bt),
             action_bt=torch.stack([decision.action_b for decision in decisions], 1).cpu(),
             source_bt=torch.stack([decision.source_b for decision in decisions], 1).cpu(),
             behaviour_logp_bt=torch.stack([decision.logp_b for decision in decisions], 1).float().cpu(),
@@ -121,8 +130,13 @@ class ControlWorld:
         return self._environments.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._environments = Environments(make_simulators(self.task), self._seed)
+        self._start()
         self._environments.load_state_dict(state)
+
+    def _start(self) -> None:
+        simulators = make_simulators(self.task)
+        self._environments = Environments(simulators, self._seed)
+        self._frames = FrameLog(simulators.stack) if simulators.stack else None
 
     def _decider(self, actor: Actor, n: int) -> Callable[[Tensor, Tensor], Decision]:
         """A function from observations [B, ...] and uniform numbers [B, D] to the actor's decision; it runs only the
@@ -161,10 +175,14 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
     """
     n = task.evaluation_episodes if n is None else n
     simulators = make_simulators(task)
-    if isinstance(policy, ControlPolicy | TablePolicy):
+    if isinstance(policy, _SHAPED):
         check_fits(policy, simulators, f"evaluation on {task.id}")
-    generator = seeds.generator(seed, "evaluation", split, mode)
     temperature = 1.0 if mode == "sampled" else 0.0
+    if task.parallel_episodes is not None:
+        episodes = [_Episode(number, mode, seeds.derive(EVALUATION_STREAM, task.id, split, number),
+                             seeds.generator(seed, "evaluation", split, mode, number)) for number in range(n)]
+        return _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes))
+    generator = seeds.generator(seed, "evaluation", split, mode)
     outcomes: list[Outcome] = []
     for first in range(0, n, PARALLEL_EPISODES):
         numbers = range(first, min(n, first + PARALLEL_EPISODES))
@@ -202,10 +220,79 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     return returns_n, truncated_n
 
 
-def fresh_student(task: ControlTask, seed: int, hidden: Sequence[int] | None = None) -> ControlPolicy | TablePolicy:
-    """The student of a task that ships none: a network of these hidden layers (`student_hidden` when None), initialised
-    from the run's seed, or a table where there are none."""
+@dataclass
+class _Episode:
+    """One evaluation episode as it is played: its own seed and draws, what it has earned, how it ended."""
+
+    number: int
+    mode: Literal["greedy", "sampled"]
+    seed: int
+    generator: Generator
+    score: float = 0.0
+    length: int = 0
+    truncated: bool = False
+
+    def outcome(self) -> Outcome:
+        return Outcome(f"episode-{self.number}", self.mode, self.score, self.length, self.truncated, None, {})
+
+
+def _play_in_turn(simulators: Simulators, policy: Policy, episodes: Sequence[_Episode], temperature: float,
+                  parallel: int) -> list[Outcome]:
+    """Every episode once, `parallel` at a time: as one ends the next begins in its place. Neither an episode's draws
+    nor the rounding of its logits depend on which others are played beside it."""
+    simulators.grow(parallel)
+    waiting, playing = deque(episodes), dict[int, _Episode]()  # by copy
+    observation_n = np.zeros((parallel, *simulators.observation_shape), simulators.observation_dtype)
+    read = _padded(_reader(policy, READ_TOGETHER))
+
+    def begin(index: int) -> None:
+        if waiting:
+            playing[index] = waiting.popleft()
+            observation_n[index] = simulators.reset(index, playing[index].seed)
+
+    for index in range(parallel):
+        begin(index)
+    while playing:
+        index_k = np.array(sorted(playing))
+        now = [playing[index] for index in index_k.tolist()]
+        uniform_kd = torch.stack([torch.rand(_draws(simulators), dtype=torch.float64, generator=episode.generator)
+                                  for episode in now])
+        action_k = draw(read(torch.from_numpy(observation_n[index_k])), temperature, uniform_kd)[0].numpy()
+        after = simulators.step(index_k, action_k)
+        observation_n[index_k] = after.observation_k
+        for row, (index, episode) in enumerate(zip(index_k.tolist(), now, strict=True)):
+            episode.score += float(after.reward_k[row])
+            episode.length += 1
+            if after.terminated_k[row] or after.truncated_k[row]:
+                episode.truncated = not after.terminated_k[row]
+                del playing[index]
+                begin(index)
+    return [episode.outcome() for episode in episodes]
+
+
+def _padded(read: Callable[[Tensor], Tensor | Gaussian]) -> Callable[[Tensor], Tensor]:
+    """Reads any number of states in batches of exactly READ_TOGETHER, the last made up by blanks: a state's logits
+    differ in their last bits between batches of different sizes, and a game turns a bit into another score."""
+
+    def read_all(observation_b: Tensor) -> Tensor:
+        missing = -len(observation_b) % READ_TOGETHER
+        whole = torch.cat([observation_b, observation_b.new_zeros(missing, *observation_b.shape[1:])])
+        parts = [read(whole[start:start + READ_TOGETHER]) for start in range(0, len(whole), READ_TOGETHER)]
+        logits = [part for part in parts if isinstance(part, Tensor)]
+        assert len(logits) == len(parts), "what is played one episode after the other has a finite set of actions"
+        return torch.cat(logits)[:len(observation_b)]
+
+    return read_all
+
+
+def fresh_student(task: ControlTask, seed: int, hidden: Sequence[int] | None = None
+                  ) -> ControlPolicy | TablePolicy | ConvPolicy:
+    """The student of a task that ships none, initialised from the run's seed: a perceptron of these hidden layers; when
+    None, the convolutional network that the task names, or one of `student_hidden`. A table where there are no layers.
+    """
     simulators = make_simulators(task)
+    if hidden is None and (network := task.student_network()) is not None:
+        return ConvPolicy.named(network, simulators.n_actions, generator=seeds.generator(seed, "student"))
     hidden = task.student_hidden if hidden is None else hidden
     if not hidden:
         return TablePolicy.uniform(simulators.observation_shape[0], simulators.n_actions)
@@ -218,7 +305,7 @@ def fresh_student(task: ControlTask, seed: int, hidden: Sequence[int] | None = N
     return policy
 
 
-def check_fits(policy: ControlPolicy | TablePolicy, simulators: Simulators, where: str) -> None:
+def check_fits(policy: ControlPolicy | TablePolicy | ConvPolicy, simulators: Simulators, where: str) -> None:
     """Raise a UserError when the policy's observations or actions are not the environment's."""
     policy.check_fits(simulators.observation_shape, simulators.n_actions, where, continuous=simulators.continuous)
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from stable_baselines3 import A2C, DQN, PPO
 from opdbench.distributions import Gaussian
 from opdbench.errors import UserError
 from opdbench.rl import sb3
+from opdbench.rl.conv_policy import ConvPolicy
 from opdbench.rl.load import load_policy
 from opdbench.rl.policy import ControlPolicy
 
@@ -76,6 +78,44 @@ def test_a_gaussian_is_sb3s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found.log_std_nd.exp(), expected.stddev)
     action_nd = torch.randn(64, 1, generator=draws)
     torch.testing.assert_close(found.logp(action_nd), expected.log_prob(action_nd).sum(-1))
+
+
+class Pictures(gymnasium.Env[Any, Any]):
+    """Four frames and six actions, and nothing behind them."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = gymnasium.spaces.Discrete(6)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_a_convolutional_policy_predicts_as_sb3_does(algorithm: Any, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    few: dict[str, int] = {"n_steps": 2, "batch_size": 2} if algorithm is PPO else {"buffer_size": 2}
+    model = algorithm("CnnPolicy", Pictures(), seed=1, device="cpu", **few)
+    draws = torch.Generator().manual_seed(0)
+    for parameter in model.policy.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=draws), alpha=0.05)
+    model.save(tmp_path / "model.zip")
+    observations = np.random.default_rng(0).integers(0, 256, (16, 4, 84, 84), np.uint8)
+    tensor = torch.from_numpy(observations)
+    expected = model.q_net(tensor) if algorithm is DQN else model.policy.get_distribution(tensor).distribution.logits
+    _forbid_unpickling(monkeypatch)
+    policy = load_policy(tmp_path / "model.zip")
+    assert isinstance(policy, ConvPolicy)
+    assert (policy.architecture.channels, policy.architecture.hidden) == ((32, 64, 64), 512)
+    logits = _logits(policy, observations)  # type: ignore[arg-type]
+    torch.testing.assert_close(logits if algorithm is DQN else logits.log_softmax(-1), expected.detach(), atol=1e-4,
+                               rtol=1e-4)
+
+
+def test_a_convolutional_policy_with_further_layers_is_refused() -> None:
+    tensors = {"features_extractor.cnn.0.weight": torch.zeros(32, 4, 8, 8), "action_net.weight": torch.zeros(6, 64),
+               "mlp_extractor.policy_net.0.weight": torch.zeros(64, 512)}
+    with pytest.raises(ValueError, match="further hidden layers"):
+        sb3.policy_from_tensors(tensors, observation_shape=(4, 84, 84), activation="relu")
+    del tensors["mlp_extractor.policy_net.0.weight"]
+    with pytest.raises(ValueError, match=r"no features_extractor\.cnn\.0\.bias"):
+        sb3.policy_from_tensors(tensors, observation_shape=(4, 84, 84), activation="relu")
 
 
 def _forbid_unpickling(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,126 @@
+"""Atari 2600 games: 104 of them, each on two tracks that never mix, with tasks, records and boards of their own.
+
+    atari/pong@v5-sticky      (the task atari-v5-sticky:pong) the headline, with sticky actions: Machado et al. 2018
+    atari/pong@v4-nosticky    (the task atari-v4-nosticky:pong) to compare with Stable-Baselines3, CleanRL and PPD
+
+What stands behind an @ is a version everywhere else, and results, suites and boards take a task's versions together. So
+the track is a part of the task's name, and the form with the @ is another way to write it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from opdbench.errors import unknown
+from opdbench.rl.train_teacher import TeacherRecipe
+from opdbench.task import ControlTask, Task
+
+if TYPE_CHECKING:
+    import gymnasium
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from opdbench.rl.simulators import Simulators
+    from opdbench.tasks.atari_env import Rules
+
+
+class Atari(ControlTask):
+    """What the tracks share: 4 frames a step, the maximum of the last two as 84 x 84 grey pixels, the last 4 of them
+    seen (blank before the episode), whole episodes of at most 108,000 frames, rewards as the game gives them."""
+
+    argument = "GAME"
+    version = 1
+    source = "the Arcade Learning Environment (Bellemare et al. 2013, arXiv 1207.4708), ale-py"
+    license = "GPL-2.0 (ale-py, which is not part of opdbench; the games' rights are their owners')"
+    teacher = None  # opdbench teacher train atari/GAME@TRACK, or a network of Stable-Baselines3's CnnPolicy
+    student = None
+    env_id = "ALE"
+    max_episode_steps = 27_000
+    parallel_episodes: ClassVar[int | None] = 16
+    student_hidden: ClassVar[Sequence[int]] = (64,)  # of net3; `network` chooses
+    training: ClassVar[Mapping[str, Any]] = {"lr": 5e-4, "schedule": "linear", "batch": 8, "horizon": 32}
+    budget: ClassVar[Mapping[str, float]] = {"steps": 4_000}  # a million steps of the game
+    teacher_recipe = TeacherRecipe(
+        steps=10_000_000, n_envs=8, hidden=(512,), learning_rate=2.5e-4, network="teacher",
+        ppo={"n_steps": 128, "batch_size": 256, "n_epochs": 4, "clip_range": 0.1, "vf_coef": 0.5, "ent_coef": 0.01},
+        source="RL Baselines3 Zoo, ppo.yml, atari, with a fixed clip range")
+    sticky: ClassVar[float]
+    noops: ClassVar[int]
+    fire: ClassVar[bool]
+
+    class Params(ControlTask.Params):
+        network: Literal["net1", "net2", "net3", "teacher"] = Field(
+            "net3", description="the fresh student: Rusu et al.'s networks (25%, 7% and 4% of the teacher's size)")
+        actions: Literal["minimal", "full"] = Field(
+            "minimal", description="those that do something in the game, or all 18; a teacher must have the same")
+        max_frames: int = Field(108_000, ge=4, description="limit of an episode; the protocol's is 108,000")
+
+    @classmethod
+    def named(cls, argument: str) -> type[Task]:
+        from opdbench.tasks.atari_env import games
+
+        game = argument.replace("_", "-")
+        if game not in (known := games()):
+            raise unknown("Atari game", argument, known)
+        return super().named(game)
+
+    def rules(self) -> Rules:
+        """Of evaluation and rollouts."""
+        from opdbench.tasks.atari_env import Rules
+
+        rom = self.name.partition(":")[2].replace("-", "_")
+        return Rules(rom, self.sticky, self.noops, self.fire, self.params.actions == "full", self.params.max_frames)
+
+    def make(self) -> gymnasium.Env[Any, Any]:
+        from opdbench.tasks.atari_env import AtariGame
+
+        game: gymnasium.Env[Any, Any] = AtariGame(self.rules())
+        return game
+
+    def simulators(self) -> Simulators:
+        from opdbench.tasks.atari_env import AtariSimulators
+
+        simulators: Simulators = AtariSimulators(self.rules())
+        return simulators
+
+    def training_env(self, n: int, seed: int) -> VecEnv:
+        from opdbench.tasks.atari_training import AtariVecEnv
+
+        env: VecEnv = AtariVecEnv(self.rules(), n, seed)
+        return env
+
+    def student_network(self) -> str:
+        return str(self.params.network)
+
+    def checksum(self) -> str:
+        # The emulator and the games live in ale-py; its version is in the record's provenance.
+        return sha256(f"{self.id}/{tuple(self.rules())}".encode()).hexdigest()
+
+
+class AtariSticky(Atari):
+    """Machado et al.'s protocol: chance comes from sticky actions alone."""
+
+    name = "atari-v5-sticky"
+    summary = "an Atari game with sticky actions, such as atari/pong@v5-sticky (84 x 84 x 4 pixels seen)"
+    protocol = ("Unclipped return of full episodes (a lost life ends none), cut off at 108,000 frames. In every frame "
+                "the last action goes on with probability 0.25 (Machado et al. 2018, arXiv 1709.06009); no no-op "
+                "starts, nobody presses FIRE for the player; the game's minimal actions unless `actions=full`. Greedy: "
+                "the largest logit; sampled: a draw at temperature 1; no epsilon. Episode k has the same seed in every "
+                "run, and counts once.")
+    sticky, noops, fire = 0.25, 0, False
+
+
+class AtariNoSticky(Atari):
+    """The older protocol of Mnih et al., as Stable-Baselines3 and CleanRL have it."""
+
+    name = "atari-v4-nosticky"
+    summary = "an Atari game with no-op starts, such as atari/pong@v4-nosticky (84 x 84 x 4 pixels seen)"
+    protocol = ("Unclipped return of full episodes (a lost life ends none), cut off at 108,000 frames. Actions are "
+                "never sticky; episodes begin with up to 29 no-op frames; FIRE is pressed at the start and in the "
+                "first step after a lost life, in games that have it; the game's minimal actions unless "
+                "`actions=full`. Greedy: the largest logit; sampled: a draw at temperature 1; no epsilon. Episode k "
+                "always starts from the same state, and counts once.")
+    sticky, noops, fire = 0.0, 30, True
