@@ -82,6 +82,7 @@ def record_page(located: Located, places: Places) -> tuple[Page, Summary] | Unre
                   has_papers=places.has_papers, record=record, run=summary, standings=standings,
                   trust=run.trust, metric=_metric(record), scores=_scores(record),
                   costs=terms(_costs(record.ledger)), charts=Markup("".join(_charts(record))),
+                  probes=list(_probes(record)),
                   settings=list(_settings(record)), computed=terms(_computed(record)),
                   samples=_samples(samples(located.folder, record.outcomes)))
     return page, summary
@@ -170,6 +171,16 @@ def _charts(record: Record) -> list[str]:
     names = sorted(set[str]().union(*record.curve) - {"step"},
                    key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
     return [*_drawn(record.validation, ["score"]), *_drawn(record.curve, names[:_CURVES])]
+
+
+def _probes(record: Record) -> Iterator[tuple[str, Markup]]:
+    """By probe, what it saw by step; what is no series of numbers is left out."""
+    for name, seen in record.probes.items():
+        series = seen.get("series")
+        points = [point for point in (series if isinstance(series, list) else []) if isinstance(point, dict)
+                  and all(isinstance(value, int | float) for value in point.values())]
+        if drawn := _drawn(points, sorted(set[str]().union(*points) - {"step"})[:_CURVES]):
+            yield name.replace("-", " "), Markup("".join(drawn))
 
 
 def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[str]:

@@ -191,6 +191,20 @@ def test_samples_show_where_the_student_fails_and_refuse_other_files(own: Places
     assert samples(path.parent, record.outcomes) == []
 
 
+def test_what_a_probe_saw_is_drawn_and_what_is_no_series_left_out(own: Places) -> None:
+    path = next(path for path in sorted(own.results.rglob("record.json")) if "three" in str(path))
+    content = json.loads(path.read_text())
+    content["probes"] = {
+        "overlap": {"series": [{"step": step, "shared": step / 7, NASTY: 1.0} for step in range(5)], "at_last": [1, 2]},
+        "words": {"series": [{"step": 0, "said": "much"}, {"step": 1, "said": "more"}]}, "none": {"series": 7}}
+    path.write_text(json.dumps(content))
+    build_site(own.results, own.boards, own.out)
+    page = next(page for page in own.out.rglob("*.html") if "Seen by the probe" in page.read_text())
+    text = page.read_text()
+    assert text.count("Seen by the probe") == 1 and "Seen by the probe overlap" in text and "shared" in text
+    assert "<script>alert" not in text
+
+
 def test_a_board_page_says_what_the_table_says(places: Places) -> None:
     text = Tags(places.out / "boards" / "toy.html").text
     built = board.build(places.boards, "toy", board.read(places.results))
