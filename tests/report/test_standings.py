@@ -118,7 +118,7 @@ def test_wrong_keys_get_the_nearest(folder: Path) -> None:
         read_board(folder / "boards" / "pair")
 
 
-@pytest.mark.parametrize("name", ["tiny-lm", "gym", "cross-domain"])
+@pytest.mark.parametrize("name", ["tiny-lm", "gym", "cross-domain", "frontier", "board-games"])
 def test_a_shipped_board_names_tasks_that_its_suites_run(name: str) -> None:
     rules = read_board(Path(__file__).resolve().parents[2] / "leaderboards" / name)
     assert isinstance(rules, SuiteBoard)
