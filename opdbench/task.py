@@ -185,6 +185,7 @@ class ControlTask(Task):
     env_id: ClassVar[str]
     max_episode_steps: ClassVar[int]
     evaluation_episodes: ClassVar[int] = 100
+    deterministic: ClassVar[bool] = False  # one start and no chance: episodes differ by what is drawn for actions only
     student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
     student_scale: ClassVar[Sequence[float] | None] = None  # what a fresh network divides each observed number by
     parallel_episodes: ClassVar[int | None] = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from opdbench.task import ControlTask, Task
 
@@ -77,13 +77,18 @@ class CliffChain(ControlTask):
     student: ClassVar[str | None] = None
     student_hidden: ClassVar[Sequence[int]] = ()  # a table
     env_id: ClassVar[str] = "cliff-chain"
-    max_episode_steps: ClassVar[int] = 1000
+    max_episode_steps: ClassVar[int] = 64  # of an instance: its `length`
+    deterministic: ClassVar[bool] = True
     training: ClassVar[Mapping[str, Any]] = {"lr": 0.1, "batch": 16, "horizon": 64, "schedule": "linear"}
     budget: ClassVar[Mapping[str, float]] = {"tokens": 8192}
 
     class Params(Task.Params):
         length: int = Field(64, ge=2, le=1000, description="steps of an episode: the horizon T")
         depth: int = Field(5, ge=1, le=20, description="steps of the way back from the bottom")
+
+    def __init__(self, data: str | None = None, params: BaseModel | None = None) -> None:
+        super().__init__(data, params)
+        self.max_episode_steps: int = self.params.length  # type: ignore[misc]
 
     @cached_property
     def cliff(self) -> Cliff:

@@ -60,7 +60,9 @@ def _check_seeds(task: ControlTask) -> None:
         second = _random_walk(make_simulators(task), seed=1)
     require(np.array_equal(first, second), "two episodes with equal seeds and equal actions differ")
     others = {_random_walk(make_simulators(task), seed=seed).tobytes() for seed in range(2, 8)}
-    require(len(others) > 1, "the seed has no influence on an episode: every one would be the same")
+    require(task.deterministic or len(others) > 1, "the seed has no influence on an episode: every one would be the "
+                                                   "same (say `deterministic = True` if that is meant)")
+    require(not task.deterministic or len(others) == 1, "it says `deterministic`, and the seed changes its episodes")
 
 
 def _check_end(task: ControlTask) -> None:

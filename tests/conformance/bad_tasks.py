@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
-import numpy as np
 
 from opdbench.conformance.enumerable import EnumerableTask
 from opdbench.conformance.tabular import TabularEnv, TabularTask
@@ -151,11 +150,15 @@ class LeftOver(GoodControl):
         return gymnasium.wrappers.TimeLimit(Env(self.tables), 6)
 
 
-class Continuous(GoodControl):
+class SeveralActions(GoodControl):
     def make(self) -> gymnasium.Env[Any, Any]:
         environment = TabularEnv(self.tables)
-        environment.action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)  # type: ignore[assignment]
+        environment.action_space = gymnasium.spaces.MultiDiscrete([2, 2])  # type: ignore[assignment]
         return environment
+
+
+class NotDeterministic(GoodControl):
+    deterministic = True
 
 
 class Mistake(NamedTuple):
@@ -189,5 +192,6 @@ MISTAKES = (
     Mistake(Unseeded, "episodes repeat", "equal seeds and equal actions differ"),
     Mistake(OneEpisode, "episodes repeat", "no influence"),
     Mistake(LeftOver, "a new episode", "something is left over"),
-    Mistake(Continuous, "spaces", "only Discrete"),
+    Mistake(SeveralActions, "spaces", "only Discrete"),
+    Mistake(NotDeterministic, "episodes repeat", "the seed changes its episodes"),
 )
