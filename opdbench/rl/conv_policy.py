@@ -15,21 +15,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Generator, Tensor, nn
 
 from opdbench.errors import UserError
 from opdbench.policy import Policy
+from opdbench.rl import folder
 from opdbench.rl.convolutional import KERNELS, RUSU, SIDE, STRIDES, ConvArchitecture, ConvNetwork
+from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT
 from opdbench.rl.policy import actions_in_words
 
 KIND = "convolutional"  # in policy.json
-FORMAT = 1
-MAX_BYTES = 256 << 20  # a folder that claims more is not such a policy
 CHUNK = 256  # states at a time where no gradient is kept: as floats, a state is four times its bytes
-
-_COPY_AGAIN = "copy or export the policy folder again"
 
 
 class ConvPolicy(Policy):
@@ -69,14 +65,8 @@ class ConvPolicy(Policy):
             ValueError: a tensor is missing, unknown, of the wrong shape, or not finite.
         """
         policy = cls(architecture)
-        expected = {name: tuple(tensor.shape) for name, tensor in policy.network.state_dict().items()}
-        if set(tensors) != set(expected):
-            raise ValueError(f"tensors {sorted(set(tensors) ^ set(expected))} are missing or unknown")
-        for name, shape in expected.items():
-            if tuple(tensors[name].shape) != shape:
-                raise ValueError(f"tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
-            if not tensors[name].isfinite().all():
-                raise ValueError(f"tensor {name} has values that are not finite")
+        expected = policy.network.state_dict()
+        folder.require_shapes(tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         policy.network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return policy
 
@@ -97,38 +87,29 @@ class ConvPolicy(Policy):
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * multiplications(self.architecture)
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write policy.json and policy.safetensors, with weights as `dtype` (float32 or float16).
 
         Raises:
             UserError: the folder cannot be written.
         """
-        description = json.dumps({"format": FORMAT, "kind": KIND, **asdict(self.architecture)}, indent=2) + "\n"
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.network.state_dict().items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "policy.safetensors").write_bytes(save_safetensors(tensors))
-            (folder / "policy.json").write_text(description)
-        except OSError as error:
-            raise UserError(f"cannot write the policy to {folder}: {error.strerror}") from error
+        folder.write(path, {"format": FORMAT, "kind": KIND, **asdict(self.architecture)}, tensors)
 
     @classmethod
-    def load(cls, folder: Path) -> ConvPolicy:
+    def load(cls, path: Path) -> ConvPolicy:
         """Read what `save` wrote; weights are computed in float32 however they were stored.
 
         Raises:
             UserError: a file is missing, cut short, or does not fit the other.
         """
-        path = folder / "policy.safetensors"
         try:
-            architecture = _parse(json.loads((folder / "policy.json").read_text()))
-            if path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB, which no such policy is")
-            return cls.from_tensors(architecture, load_safetensors(path.read_bytes()))
+            architecture = _parse(json.loads((path / DESCRIPTION).read_text()))
+            return cls.from_tensors(architecture, folder.weights(path))
         except FileNotFoundError as error:
-            raise UserError(f"{folder} has no {Path(error.filename).name}", _COPY_AGAIN) from error
+            raise UserError(f"{path} has no {Path(error.filename).name}", COPY_AGAIN) from error
         except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
-            raise UserError(f"the policy in {folder} cannot be read: {error}", _COPY_AGAIN) from error
+            raise UserError(f"the policy in {path} cannot be read: {error}", COPY_AGAIN) from error
 
     def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str, *, continuous: bool = False
                    ) -> None:
@@ -157,15 +138,6 @@ def multiplications(architecture: ConvArchitecture) -> int:
     return total + sum(prod(pair) for pair in pairwise(widths))
 
 
-def is_convolutional(folder: Path) -> bool:
-    """Whether `folder` holds a convolutional policy."""
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-    except (OSError, ValueError):
-        return False  # whoever reads it next says what is wrong with it
-    return isinstance(description, dict) and description.get("kind") == KIND
-
-
 def _draw(network: ConvNetwork, generator: Generator) -> None:
     """Orthogonal weights, and a small head that starts near the uniform policy (PPO's usual initialisation)."""
     heads = set(network.heads)
@@ -185,6 +157,6 @@ def _parse(stored: Mapping[str, Any]) -> ConvArchitecture:
              1 if architecture.controller is None else architecture.controller]
     if len(architecture.actions) != 1 or min(sizes) < 1 or max(sizes) > 1 << 14:
         raise ValueError(f"sizes {sizes} are out of range, or it is the network of several games")
-    if 4 * multiplications(replace(architecture, channels=(1, 1, third))) > MAX_BYTES:
+    if 4 * multiplications(replace(architecture, channels=(1, 1, third))) > folder.MAX_BYTES:
         raise ValueError(f"sizes {sizes} are out of range")
     return architecture

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from opdbench.errors import UserError
-from opdbench.rl.conv_policy import ConvPolicy, is_convolutional
+from opdbench.rl import conv_policy, folder, table
+from opdbench.rl.conv_policy import ConvPolicy
 from opdbench.rl.policy import ControlPolicy
 from opdbench.rl.sb3 import load_sb3
-from opdbench.rl.table import TablePolicy, is_table
+from opdbench.rl.table import TablePolicy
 
 
 def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool = False
@@ -24,9 +25,10 @@ def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool
         UserError: neither, or it cannot be read safely.
     """
     if path.is_dir():
-        if is_convolutional(path):
+        kind = folder.kind(path)
+        if kind == conv_policy.KIND:
             return ConvPolicy.load(path)
-        return TablePolicy.load(path) if is_table(path) else ControlPolicy.load(path)
+        return TablePolicy.load(path) if kind == table.KIND else ControlPolicy.load(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation=activation, trust_pickle=trust_pickle)
     raise UserError(f"{path} is neither a policy folder nor a Stable-Baselines3 zip",

@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Generator, Tensor, nn
 
 from opdbench.distributions import Categorical, Distribution, Gaussian
 from opdbench.errors import UserError
 from opdbench.policy import Policy
+from opdbench.rl import folder
+from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT, MAX_BYTES, WEIGHTS
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
-FORMAT = 1  # of policy.json
-MAX_BYTES = 256 << 20  # a folder that claims more is not a control policy
 
 
 @dataclass(frozen=True)
@@ -124,14 +122,7 @@ class ControlPolicy(Policy):
         Raises:
             ValueError: a tensor is missing, unknown, of the wrong shape, or not finite.
         """
-        expected = architecture.tensor_shapes()
-        if set(tensors) != set(expected):
-            raise ValueError(f"tensors {sorted(set(tensors) ^ set(expected))} are missing or unknown")
-        for name, shape in expected.items():
-            if tuple(tensors[name].shape) != shape:
-                raise ValueError(f"tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
-            if not tensors[name].isfinite().all():
-                raise ValueError(f"tensor {name} has values that are not finite")
+        folder.require_shapes(tensors, architecture.tensor_shapes())
         policy = cls(architecture)
         policy.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return policy
@@ -166,44 +157,34 @@ class ControlPolicy(Policy):
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * sum(inputs * outputs for inputs, outputs in self.architecture.layer_sizes())
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write policy.json and policy.safetensors.
 
         Args:
-            folder: made when it does not exist.
+            path: the folder, made when it does not exist.
             dtype: of the stored weights (float32 or float16); statistics of observations stay float32.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        description = json.dumps(self.architecture.description(), indent=2) + "\n"
         tensors = {name: tensor.detach().to("cpu", torch.float32 if name.startswith("observation_") else dtype)
                    for name, tensor in self.state_dict().items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "policy.safetensors").write_bytes(save_safetensors(tensors))
-            (folder / "policy.json").write_text(description)
-        except OSError as error:
-            raise UserError(f"cannot write the policy to {folder}: {error.strerror}") from error
+        folder.write(path, self.architecture.description(), tensors)
 
     @classmethod
-    def load(cls, folder: Path) -> ControlPolicy:
+    def load(cls, path: Path) -> ControlPolicy:
         """Read what `save` wrote; weights are computed in float32 however they were stored.
 
         Raises:
             UserError: a file is missing, cut short, or does not fit the other.
         """
-        architecture = _read_architecture(folder)
-        path = folder / "policy.safetensors"
+        architecture = _read_architecture(path)
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no control policy is")
-            tensors = load_safetensors(path.read_bytes())
-            return cls.from_tensors(architecture, tensors)
+            return cls.from_tensors(architecture, folder.weights(path))
         except FileNotFoundError as error:
-            raise UserError(f"{folder} has a policy.json but no policy.safetensors", _COPY_AGAIN) from error
+            raise UserError(f"{path} has a policy.json but no policy.safetensors", COPY_AGAIN) from error
         except (SafetensorError, ValueError, OSError) as error:
-            raise UserError(f"{path} cannot be read: {error}", _COPY_AGAIN) from error
+            raise UserError(f"{path / WEIGHTS} cannot be read: {error}", COPY_AGAIN) from error
 
     def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str, *, continuous: bool = False
                    ) -> None:
@@ -224,9 +205,6 @@ def actions_in_words(n: int, continuous: bool) -> str:
     return f"actions that are vectors of {n} real numbers" if continuous else f"{n} actions"
 
 
-_COPY_AGAIN = "copy or export the policy folder again"
-
-
 def _linear(inputs: int, outputs: int, *, gain: float, generator: Generator | None) -> nn.Linear:
     # skip_init: nn.Linear would otherwise draw from (and move) the global random state.
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
@@ -239,19 +217,19 @@ def _linear(inputs: int, outputs: int, *, gain: float, generator: Generator | No
     return layer
 
 
-def _read_architecture(folder: Path) -> Architecture:
-    path = folder / "policy.json"
+def _read_architecture(place: Path) -> Architecture:
+    path = place / DESCRIPTION
     try:
         stored = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} is not a policy folder: it has no policy.json",
+        raise UserError(f"{place} is not a policy folder: it has no policy.json",
                         "pass a folder with policy.json and policy.safetensors, or a Stable-Baselines3 .zip") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}", _COPY_AGAIN) from error
+        raise UserError(f"{path} cannot be read: {error}", COPY_AGAIN) from error
     try:
         return _parse_architecture(stored)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not describe a policy: {error!r}", _COPY_AGAIN) from error
+        raise UserError(f"{path} does not describe a policy: {error!r}", COPY_AGAIN) from error
 
 
 def _parse_architecture(stored: Mapping[str, Any]) -> Architecture:

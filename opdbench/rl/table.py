@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from opdbench.errors import UserError
 from opdbench.policy import Policy
+from opdbench.rl import folder
+from opdbench.rl.folder import COPY_AGAIN, WEIGHTS
 from opdbench.rl.policy import actions_in_words
 
 KIND = "table"  # in policy.json
@@ -66,39 +66,24 @@ class TablePolicy(Policy):
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * self.table.numel()
 
-    def save(self, folder: Path) -> None:
+    def save(self, path: Path) -> None:
         tensors = {"table": self.table.detach().cpu()}
         if self.value_s is not None:
             tensors["value"] = self.value_s.cpu()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "policy.safetensors").write_bytes(save_safetensors(tensors))
-            (folder / "policy.json").write_text(json.dumps({"kind": KIND, "shape": list(self.table.shape)}) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write the policy to {folder}: {error.strerror}") from error
+        folder.write(path, {"kind": KIND, "shape": list(self.table.shape)}, tensors, indent=None)
 
     @classmethod
-    def load(cls, folder: Path) -> TablePolicy:
+    def load(cls, path: Path) -> TablePolicy:
         """Read what `save` wrote.
 
         Raises:
             UserError: the weights are missing, cut short, or not those of a table.
         """
-        path = folder / "policy.safetensors"
         try:
-            tensors = load_safetensors(path.read_bytes())
+            tensors = folder.weights(path)
             table, value_s = tensors["table"], tensors.get("value")
             if table.dim() != 2 or not table.isfinite().all() or (value_s is not None and len(value_s) != len(table)):
                 raise ValueError(f"a table of shape {tuple(table.shape)} with values that are not finite or do not fit")
-        except Exception as error:
-            raise UserError(f"{path} cannot be read: {error}", "copy or export the policy folder again") from error
+        except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+            raise UserError(f"{path / WEIGHTS} cannot be read: {error}", COPY_AGAIN) from error
         return cls(table, value_s)
-
-
-def is_table(folder: Path) -> bool:
-    """Whether `folder` holds a tabular policy."""
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-    except (OSError, ValueError):
-        return False  # whoever reads it next says what is wrong with it
-    return isinstance(description, dict) and description.get("kind") == KIND
