@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+CHECK_FAILED = 3  # exit code: nothing went wrong, and what was to be checked does not hold
+
 
 class OpdbenchError(Exception):
     """Root of every error that opdbench raises on purpose."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from opdbench.cli import site
 from opdbench.cli.arguments import add_json, one_of
-from opdbench.errors import UsageError
+from opdbench.errors import CHECK_FAILED, UsageError
 from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from opdbench.report.unchanged import Facts
 
 WHAT = ("build", "check", "list", "site", "serve")
-CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 from opdbench import registry
 from opdbench.cli.arguments import add_json, add_plugin
-from opdbench.errors import UserError, unknown
+from opdbench.errors import CHECK_FAILED, UserError, unknown
 from opdbench.registry import Kind
 from opdbench.text import print_json, table
-
-CHECK_FAILED = 3
 
 
 class Result(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdbench.cli.arguments import add_json, one_of
-from opdbench.errors import UsageError
+from opdbench.errors import CHECK_FAILED, UsageError
 from opdbench.text import fields, number, print_json, table
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from opdbench.report.papers import Reproduction
 
 WHAT = ("list", "show", "plan", "run", "build")
-CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

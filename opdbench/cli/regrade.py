@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdbench.cli.arguments import add_json, add_plugin
-from opdbench.errors import UserError
+from opdbench.errors import CHECK_FAILED, UserError
 from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from opdbench.regrade import Regraded
     from opdbench.report.runs import Run
 
-CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

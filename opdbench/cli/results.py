@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdbench.cli.arguments import add_json, one_of
-from opdbench.errors import UsageError
+from opdbench.errors import CHECK_FAILED, UsageError
 from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
 WHAT = ("validate", "query", "export")
 FORMATS = ("hf", "eee")
-CHECK_FAILED = 3
 DESCRIPTION = """
 validate          every record below --results: schema, checksums, scores made of raw outcomes; exits 3 on any fault
 query SQL         over the table runs: opdbench results query "SELECT method, avg(gap_greedy) FROM runs GROUP BY method"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdbench.cli.arguments import add_json, one_of
+from opdbench.errors import CHECK_FAILED
 from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
     from opdbench.submissions.verify import Place, Verdict
 
-CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

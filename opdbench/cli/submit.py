@@ -11,9 +11,8 @@ from pathlib import Path
 
 from opdbench.cli.arguments import add_json, add_plugin, one_of
 from opdbench.cli.submissions import add_places, place_of, print_verdict, verdict_json
+from opdbench.errors import CHECK_FAILED
 from opdbench.text import print_json
-
-CHECK_FAILED = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
