@@ -46,8 +46,8 @@ class TeacherRecipe:
             observations' statistics.
         learning_rate: at the start; it falls linearly to zero, so that the last policy is a settled one.
         activation: "tanh" or "relu", of both networks.
-        network: Rusu's name of a convolutional policy, in place of a perceptron of `hidden`; only "teacher", the one
-            that Stable-Baselines3 has.
+        network: Rusu's name of a convolutional policy, in place of a perceptron of `hidden`.
+        bfloat16: compute its convolutions in bfloat16 while learning; the teacher is scored as it is stored.
         ppo: further arguments of `stable_baselines3.PPO`; `policy`: of its policy.
         source: where the values come from.
     """
@@ -60,6 +60,7 @@ class TeacherRecipe:
     normalize: bool = False
     activation: str = "tanh"
     network: str | None = None
+    bfloat16: bool = False
     ppo: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,7 +145,10 @@ def _policy_arguments(recipe: TeacherRecipe) -> dict[str, Any]:
     from torch import nn
 
     if recipe.network is not None:
-        return dict(recipe.policy)
+        from opdbench.rl.training_network import RusuExtractor
+
+        return {"net_arch": [], "features_extractor_class": RusuExtractor,
+                "features_extractor_kwargs": {"network": recipe.network, "bfloat16": recipe.bfloat16}, **recipe.policy}
     activation = {"tanh": nn.Tanh, "relu": nn.ReLU}[recipe.activation]
     return {"net_arch": list(recipe.hidden), "activation_fn": activation, **recipe.policy}
 
