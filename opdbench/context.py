@@ -49,6 +49,8 @@ class Context:
         comparison: how `rows.pair` compares: loss temperature and vocabulary support.
         step: rounds finished so far.
         notes: figures of this step that no row carries, for its line in the record (`note`).
+        progress_before: `progress` when this step began. The learning rate follows it: a step's own rollouts may spend
+            what is left of the budget, and they are still to be learnt from.
     """
 
     def __init__(self, world: World, training: Training, budget: Budget, execution: Execution, ledger: Ledger,
@@ -61,6 +63,7 @@ class Context:
         self._limits = budget.limits()
         self._seed = seed
         self._draws = 0
+        self.progress_before = 0.0
         self.notes: dict[str, float] = {}
         self._asked: Policy | None = None  # who was asked last in place of the world's teacher
 
@@ -92,6 +95,7 @@ class Context:
     def begin_step(self) -> None:
         """Called by the loop; draws are numbered within a step, so that they repeat after a resume."""
         self._draws, self._asked = 0, None
+        self.progress_before = self.progress
         self.notes = {}
 
     @contextmanager

@@ -103,7 +103,7 @@ class Trainer:
         for micro, micro_weight_n in self._micro_batches(minibatch, weight_n):
             self._accumulate(micro, micro_weight_n, meter)
         self._check_finite(meter.pop_update_loss(), self.optimizer.clip(), minibatch)
-        self.optimizer.step(self.ctx.step, self.ctx.progress)
+        self.optimizer.step(self.ctx.step, self.ctx.progress_before)
         self.ctx.ledger.updates += 1
         self.ctx.ledger.trained_rows += minibatch.n_rows
         flops = self.ctx.student.train_flops(int(minibatch.length_b.sum()), mean_context(minibatch))

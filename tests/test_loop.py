@@ -209,6 +209,18 @@ def test_training_stops_at_its_budget(axis: str) -> None:
     assert trainer.ctx.progress == 1
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_step_that_spends_the_whole_budget_is_learnt_from(schedule: str) -> None:
+    """The schedule ends at zero after the last step, and a run of one step starts at the full rate."""
+    trainer = Trainer(make(OPD), context(small_language(), budget=Budget(student_tokens=1), schedule=schedule, lr=0.1))
+    before = [parameter.detach().clone() for parameter in trainer.optimizer.parameters]
+    trainer.step()
+    assert trainer.finished
+    assert any(not torch.equal(old, new)
+               for old, new in zip(before, trainer.optimizer.parameters, strict=True))
+    assert learning_rate(trainer.ctx.training, 0, trainer.ctx.progress_before) == 0.1
+
+
 def test_draws_repeat_within_their_purpose_and_step_and_differ_between_them() -> None:
     ctx, again = context(small_language(), seed=3), context(small_language(), seed=3)
     assert ctx.rng("one").random() == again.rng("one").random()
