@@ -16,7 +16,7 @@ PREFIX = "suite:"
 
 def execute(args: argparse.Namespace) -> int:
     """Tune, run, and say what failed. Settings of a suite are its own: of the run's options only --seeds, --results,
-    --jobs, --only, --dry-run and --json mean something to it."""
+    --jobs, --only, --dry-run, --json and --fresh (tune anew; a timed suite runs all anew) mean something to it."""
     from opdbench import suite as suites
     from opdbench.schema.suite import read
 

@@ -140,12 +140,12 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("setting", [entry["setting"] for entry in entries]),
         ("gap recovered, %", [shown(entry["ranked_by"] or entry["gap_recovered"].get("mean"), 100.0)
                               for entry in entries]),
+        *_times(content),
         *((f"after {mode}{unit}", [shown(entry["scores"]["after"].get(mode), scale) for entry in entries])
           for mode in MODES),
         (f"before{unit}", [_pair(entry["scores"]["before"], scale) for entry in entries]),
         ("seeds", [str(len(entry["seeds"])) for entry in entries]),
         ("detectable, %", [_power(entry) for entry in entries]),
-        *_times(content),
         *((COST_NAMES[name], [amount(entry["costs"].get(name)) for entry in entries]) for name in COSTS),
         *((name, ["; ".join(entry[name]) for entry in entries]) for name in ("trust", "hardware", "commit", "date")),
     ]

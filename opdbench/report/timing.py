@@ -133,14 +133,30 @@ def header(rule: Mapping[str, Any]) -> str:
     return f"{UNITS[rule['measure']]}, {rule['reference']} = 1"
 
 
-def cell(time: Mapping[str, Any]) -> str:
-    """The ratio with its interval, on how many seeds it stands where not on all, or why there is none."""
+class Words(NamedTuple):
+    """A time for people: the ratio, its interval, and on how many seeds it stands where not on all; or, with
+    neither, why there is none."""
+
+    ratio: str
+    bounds: str
+    note: str
+
+
+def words(time: Mapping[str, Any]) -> Words:
     seeds, ratio, unpaired = time["seeds"], time["ratio"], time["unpaired"]
     if ratio is None:
-        return "no ratio: " + "; ".join(dict.fromkeys(each["reason"] for each in unpaired)) if unpaired else "-"
-    bounds = "" if ratio["low"] in (None, ratio["high"]) else f" ({_short(ratio['low'])} to {_short(ratio['high'])})"
-    some = f", {len(seeds)} of {len(seeds) + len(unpaired)} seeds" if unpaired else ""
-    return _short(ratio["mean"]) + bounds + some
+        return Words("no ratio" if unpaired else "", "", "; ".join(dict.fromkeys(each["reason"] for each in unpaired)))
+    bounds = "" if ratio["low"] in (None, ratio["high"]) else f"{_short(ratio['low'])} to {_short(ratio['high'])}"
+    some = f"{len(seeds)} of {len(seeds) + len(unpaired)} seeds" if unpaired else ""
+    return Words(_short(ratio["mean"]), bounds, some)
+
+
+def cell(time: Mapping[str, Any]) -> str:
+    """The same as one text."""
+    ratio, bounds, note = words(time)
+    if time["ratio"] is None:
+        return f"{ratio}: {note}" if note else "-"
+    return ratio + (f" ({bounds})" if bounds else "") + (f", {note}" if note else "")
 
 
 def flat(time: Mapping[str, Any]) -> dict[str, Any]:
