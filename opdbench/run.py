@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from opdbench import hardware, probes, provenance, seeds, worlds
+from opdbench import hardware, probes, provenance, seeds, sitting, worlds
 from opdbench.context import Context
 from opdbench.errors import DivergedError, UserError
 from opdbench.ledger import Ledger
@@ -201,9 +201,9 @@ class _Run:
         digest = self.recipe.digest()
         record = Record(id=digest[:12], recipe=self.recipe, recipe_sha256=digest, execution=plan.spec.execution,
                         origins=plan.spec.origins, command=plan.request.command(), provenance=provenance.collect(),
-                        hardware=hardware.probe().as_json(), times=Times(started=_now()))
+                        hardware=hardware.probe().as_json(), times=Times(started=_now(), sitting=sitting.current()))
         if earlier is not None:
-            record.times = earlier.times
+            record.times = earlier.times.model_copy(update={"sitting": record.times.sitting})
             record.before, record.teacher = earlier.before, earlier.teacher
             record.outcomes = {phase: file for phase, file in earlier.outcomes.items() if phase != "after"}
         return record

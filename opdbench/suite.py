@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opdbench import sitting
+from opdbench.report.timing import together
 from opdbench.schema.suite import Scores, Suite
 from opdbench.store import read_record, write_atomically
 
@@ -91,11 +93,38 @@ def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, 
     return Job(task, arm_name, value, seed, (*words, "--results", str(results)))
 
 
-def run_all(wanted: Sequence[Job], *, jobs: int, say: Say) -> list[Done]:
-    """Run them, `jobs` at a time; a failed one stops no other."""
+def run_timed(wanted: Sequence[Job], *, fresh: bool, say: Say) -> list[Done]:
+    """Run them so that the times of one task and seed compare: one after the other, and all of them again if some were
+    made earlier, unless all were made then, in one sitting. The order turns from seed to seed, so that no arm always
+    finds the machine as the first.
+
+    Args:
+        fresh: make all of them again in any case.
+    """
+    groups: dict[tuple[str, int], list[Job]] = {}
+    for one in wanted:
+        groups.setdefault((one.task, one.seed), []).append(one)
+    ended = []
+    for (task, seed), group in groups.items():
+        first = seed % len(group)
+        in_turn = [*group[first:], *group[:first]]
+        done = [] if fresh else run_all(in_turn, jobs=1, say=say, threads=1)
+        if fresh or not together([read_record(one.record) for one in done
+                                  if one.record is not None and one.status == "completed"]):
+            say(f"seed {seed} on {task}: all runs are made again" + ("" if fresh else ", to be of one sitting"))
+            again = [one._replace(command=(*one.command, "--fresh")) for one in in_turn]
+            done = run_all(again, jobs=1, say=say, threads=1)
+        ended += done
+    return ended
+
+
+def run_all(wanted: Sequence[Job], *, jobs: int, say: Say, threads: int | None = None) -> list[Done]:
+    """Run them, `jobs` at a time; a failed one stops no other. Each has its share of the cores as threads, unless their
+    number is given."""
     ended: list[Done] = []
+    threads = threads or max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(_run, one, threads=max(1, (os.cpu_count() or 1) // jobs)) for one in wanted]
+        futures = [pool.submit(_run, one, threads=threads, alone=jobs == 1) for one in wanted]
         try:
             for future in as_completed(futures):
                 done = future.result()
@@ -108,11 +137,13 @@ def run_all(wanted: Sequence[Job], *, jobs: int, say: Say) -> list[Done]:
     return ended
 
 
-def _run(one: Job, *, threads: int) -> Done:
+def _run(one: Job, *, threads: int, alone: bool) -> Done:
     began = time.perf_counter()
+    # What runs beside others has times that compare with nothing: each such run is a sitting of its own.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), sitting.VARIABLE: sitting.token() if alone else ""}
     # Threads are how it is computed, so they are no part of the recipe; more of them than cores would only wait.
     words = [sys.executable, "-m", "opdbench", *one.command, "--set", f"threads={threads}", "--json"]
-    ended = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment)
     seconds = time.perf_counter() - began
     try:
         shown = json.loads(ended.stdout)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opdbench import run
+from opdbench import run, sitting
 from opdbench.errors import UsageError, UserError
 from opdbench.ledger import Ledger
 from opdbench.references import Model
@@ -105,9 +105,19 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(tmp_path: Path, method: str) -
     watcher = Watcher()
     resumed, resumed_folder = execute(plan_of(method), tmp_path / "broken", watcher)
     assert "evaluating: before" in watcher.phases and resumed.times.resumed == 1
+    assert resumed.times.sitting == sitting.current()
     assert resumed.repeatable() == whole.repeatable()
     for name, tensor in weights(whole_folder).items():
         assert torch.equal(tensor, weights(resumed_folder)[name]), name
+
+
+def test_a_run_is_of_the_sitting_that_trained_it(tmp_path: Path) -> None:
+    """Also where another has begun it, and stopped before the first checkpoint."""
+    plan = plan_of("opd", "checkpoint_seconds=1000")
+    record, folder = execute(plan, tmp_path)
+    record.times.sitting, record.status = "0" * 12, "started"
+    folder.write_record(record)
+    assert execute(plan, tmp_path)[0].times.sitting == sitting.current() != "0" * 12
 
 
 def test_a_signal_stops_after_the_step_and_keeps_it(tmp_path: Path) -> None:

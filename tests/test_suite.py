@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
 from opdbench import registry
 from opdbench.cli.main import main
 from opdbench.errors import UserError
+from opdbench.report.timing import together
 from opdbench.resolve import Request, resolve
+from opdbench.schema.board import Board, read_board
+from opdbench.schema.record import Record
 from opdbench.schema.suite import Suite, names, read
+from opdbench.store import read_record
 from opdbench.suite import Choice, choices_as_json, job, tune
 
 SMALL = """
@@ -45,6 +52,48 @@ def test_every_run_of_a_shipped_suite_resolves(name: str) -> None:
                                preset=values.get("--preset"), teacher=values.get("--teacher"),
                                student=values.get("--student")))
         assert plan.spec.recipe.method == suite.arms[arm].method
+
+
+TIMED = SMALL.replace('tune: {key: lr, values: [0.0001, 0.003], seed: 50, examples: 20}', "timed: true").replace(
+    '"0:2"', '"1:2"')
+
+
+@pytest.mark.slow
+def test_a_timed_suite_makes_the_runs_of_a_seed_in_one_sitting_or_again(tmp_path: Path) -> None:
+    file, results = tmp_path / "timed.yaml", tmp_path / "results"
+    file.write_text(TIMED)
+
+    def typed(*more: str) -> dict[str, Record]:
+        """In a process of its own, as commands are."""
+        subprocess.run([sys.executable, "-m", "opdbench", "run", f"suite:{file}", "--results", str(results), *more],
+                       check=True, capture_output=True)
+        return {path.parts[-3]: read_record(path) for path in results.rglob("record.json")}
+
+    first = typed()
+    assert set(first) == {"sft", "gkd"} and together(list(first.values()))
+    assert {record.execution.threads for record in first.values()} == {1}
+    # The order turns: at seed 1 the second arm is the first.
+    assert first["gkd"].times.finished <= first["sft"].times.started  # type: ignore[operator]
+    assert typed() == first  # nothing is missing, so nothing is run
+    rmtree(next(results.rglob("sft")))
+    again = typed()
+    assert together(list(again.values()))
+    assert not {record.times.sitting for record in first.values()} & {record.times.sitting for record in again.values()}
+
+
+@pytest.mark.parametrize("words", [["--jobs", "2"], ["--jobs", "2", "--dry-run"]])
+def test_a_timed_suite_runs_nothing_beside_anything(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "suite:timed", *words]) == 2
+    assert "suite timed is timed" in capsys.readouterr().err
+
+
+def test_the_timed_suite_runs_the_reference_of_the_timed_board() -> None:
+    _, suite = read("timed")
+    rules = read_board(Path(__file__).parents[1] / "leaderboards" / "timed")
+    assert isinstance(rules, Board) and rules.timed is not None and suite.timed
+    assert rules.timed.reference in {arm.method for arm in suite.arms.values()} and 8 <= len(suite.arms) <= 10
+    assert [f"tokens={limits['tokens']:g}" for limits in rules.budgets] == [
+        where.budget for where in suite.tasks.values()]
 
 
 def test_the_classical_suite_holds_every_classical_method() -> None:

@@ -16,12 +16,14 @@ PREFIX = "suite:"
 
 def execute(args: argparse.Namespace) -> int:
     """Tune, run, and say what failed. Settings of a suite are its own: of the run's options only --seeds, --results,
-    --jobs, --only, --dry-run and --json mean something to it."""
+    --jobs, --only, --dry-run, --json and --fresh (tune anew; a timed suite runs all anew) mean something to it."""
     from opdbench import suite as suites
     from opdbench.schema.suite import read
 
     name, suite = read(args.target.removeprefix(PREFIX))
     refuse_settings(args, "suite")
+    if suite.timed and args.jobs > 1:
+        raise UsageError(f"suite {name} is timed, and runs beside each other take longer", "leave --jobs out")
     seeds, results = seed_range(args.seeds or suite.seeds), Path(args.results)
     places = _chosen(suite.places(), args.only)
     if args.dry_run:
@@ -42,7 +44,8 @@ def execute(args: argparse.Namespace) -> int:
     untuned = [place for place in places if suite.tune is not None and place not in choices]
     wanted = [suites.job(suite, task, arm, seed, choices[task, arm].value if (task, arm) in choices else None, results)
               for task, arm in places if (task, arm) not in untuned for seed in seeds]
-    ended = suites.run_all(wanted, jobs=args.jobs, say=say)
+    ended = (suites.run_timed(wanted, fresh=args.fresh, say=say) if suite.timed else
+             suites.run_all(wanted, jobs=args.jobs, say=say))
     failed = [done for done in ended if done.status != "completed"]
     if args.json:
         print_json({"suite": name, "runs": len(ended), "tuning": str(file) if choices else None,

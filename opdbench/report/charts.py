@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from opdbench.report.axes import Axis, cost_axis, score_axis, short
 
 COST_NAMES = {"student_tokens": "student tokens", "teacher_tokens": "teacher tokens", "total_flops": "FLOPs",
-              "cpu_seconds": "CPU seconds"}
+              "cpu_seconds": "CPU seconds", "time_ratio": "time, reference = 1"}
 CHART = "pareto.svg"
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 44

@@ -15,6 +15,7 @@ from opdbench import stats
 from opdbench.errors import UserError
 from opdbench.report.runs import COSTS as COSTS
 from opdbench.report.runs import Run, Setting, Study, by_setting, changed, study, with_outcomes
+from opdbench.report.timing import Time, times
 from opdbench.schema.board import Board, Rules
 from opdbench.schema.spec import ModelRef, Recipe
 from opdbench.stats import Estimate, Interval
@@ -57,6 +58,7 @@ class Entry:
     detectable: float | None = None  # smallest difference to the best entry that was likely to be found
     underpowered: bool = False
     seed_costs: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # the same by cost and seed
+    time: Time | None = None  # on a timed board
 
     @property
     def method(self) -> str:
@@ -92,6 +94,9 @@ def select(board: Board, runs: Iterable[Run]) -> Selection:
     if board.division == "closed":
         _check_one_setting(groups)
     entries = [entry_of(setting, group) for setting, group in groups.items()]
+    if board.timed is not None:
+        found = times(board.timed, groups)
+        entries = [replace(entry, time=found[entry.setting]) for entry in entries]
     check_same_problems(admitted)
     return Selection(ranked(board, entries), left_out)
 

@@ -120,7 +120,8 @@ def _computed(record: Record) -> Iterator[tuple[str, str]]:
     packages = ", ".join(f"{name} {version}" for name, version in software.get("packages", {}).items())
     yield "software", f"{commit}Python {software.get('python')}, {packages}"
     resumed = f", continued {record.times.resumed} times from a checkpoint" if record.times.resumed else ""
-    yield "when", f"{record.times.started} to {record.times.finished or '(not finished)'}{resumed}"
+    sitting = f", sitting {record.times.sitting}" if record.times.sitting else ""
+    yield "when", f"{record.times.started} to {record.times.finished or '(not finished)'}{resumed}{sitting}"
 
 
 def _left_behind(record: Record) -> Iterator[tuple[str, str]]:

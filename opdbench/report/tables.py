@@ -8,6 +8,7 @@ from typing import Any
 
 from opdbench import registry
 from opdbench.errors import UserError
+from opdbench.report import timing
 from opdbench.report.entries import COSTS, Entry
 from opdbench.report.writing import (
     amount,
@@ -52,6 +53,11 @@ def as_json(board: Board, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def as_entry(entry: Entry) -> dict[str, Any]:
+    content = _as_entry(entry)
+    return content if entry.time is None else timing.put(content, entry.time)
+
+
+def _as_entry(entry: Entry) -> dict[str, Any]:
     gap, standing = entry.ranked_gap, standing_of(entry.method)
     return {
         "rank": entry.rank, "tie": entry.tie, "method": plain(entry.method),
@@ -105,7 +111,9 @@ def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:
     for mode in (*MODES, "mean"):
         _put(line, f"gap_{mode}", entry["gap_recovered"].get(mode))
     line.update(detectable=entry["detectable"], underpowered=entry["underpowered"])
-    line.update({name: entry["costs"].get(name) for name in COSTS})
+    if "time" in entry:
+        line.update(timing.flat(entry["time"]))
+    line.update({name: entry["costs"].get(name) for name in COSTS if name not in timing.UNITS or "time" not in entry})
     line.update({name: csv_text("; ".join(entry[name])) for name in ("trust", "hardware", "commit", "date")})
     line["failed"] = csv_text("; ".join(failure(each) for each in entry["failed"]))
     line["method"], line["setting"] = csv_text(line["method"]), csv_text(line["setting"])
@@ -132,6 +140,7 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         ("setting", [entry["setting"] for entry in entries]),
         ("gap recovered, %", [shown(entry["ranked_by"] or entry["gap_recovered"].get("mean"), 100.0)
                               for entry in entries]),
+        *_times(content),
         *((f"after {mode}{unit}", [shown(entry["scores"]["after"].get(mode), scale) for entry in entries])
           for mode in MODES),
         (f"before{unit}", [_pair(entry["scores"]["before"], scale) for entry in entries]),
@@ -141,6 +150,12 @@ def _columns(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         *((name, ["; ".join(entry[name]) for entry in entries]) for name in ("trust", "hardware", "commit", "date")),
     ]
     return [(name, cells) for name, cells in columns if any(cell not in ("", "-") for cell in cells)]
+
+
+def _times(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The column of a timed board."""
+    rule = content["rules"].get("timed")
+    return [] if rule is None else [(timing.header(rule), [timing.cell(entry["time"]) for entry in content["entries"]])]
 
 
 def _pair(scores: Mapping[str, Mapping[str, Any]], scale: float) -> str:
@@ -156,11 +171,14 @@ def _markdown(board: Board, content: Mapping[str, Any], command: str) -> str:
     columns = _columns(content)
     failed = [f"- `{md(entry['method'])}`, {md(failure(each))}" for entry in content["entries"]
               for each in entry["failed"]]
+    unpaired = [] if board.timed is None else list(timing.unpaired(content))
     parts = [
         f"# {md(board.title)}", md(board.about), _facts(board, content),
         as_markdown(columns) if content["entries"] else "No run meets the rules yet.",
         "Runs without a score:\n\n" + "\n".join(failed) if failed else "",
-        md(_GUIDE.format(alpha=board.alpha, effect=100 * board.smallest_effect, seeds=board.min_seeds)),
+        "Runs whose time has no ratio:\n\n" + "\n".join(unpaired) if unpaired else "",
+        md(_GUIDE.format(alpha=board.alpha, effect=100 * board.smallest_effect, seeds=board.min_seeds)
+           + ("" if board.timed is None else f" {timing.GUIDE}")),
         f"Made by `{command}` from the records' raw outcomes.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -174,7 +192,8 @@ def _facts(board: Board, content: Mapping[str, Any]) -> str:
                     for entry in content["entries"] if entry["scores"]["teacher"]), "-")
     by = "its mean over greedy and sampled" if board.rank_by == "mean" else f"{board.rank_by} decoding"
     return md(f"Task {board.task}, {board.division} division, budget {budget}; teacher {board.teacher or 'any'} "
-               f"({teacher}), student {board.student or 'any'}. Sorted by gap recovered, {by}.")
+               f"({teacher}), student {board.student or 'any'}. Sorted by gap recovered, {by}."
+              + ("" if board.timed is None else timing.facts(content)))
 
 
 def _tex(content: Mapping[str, Any]) -> str:

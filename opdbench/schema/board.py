@@ -33,6 +33,15 @@ class Rules(Frozen):
         0.1, description="gap recovered; a tie that could not have shown so large a difference is underpowered")
 
 
+class Timed(Frozen):
+    """Whose time is 1, and which time; both are said, since each other choice makes another table."""
+
+    reference: str = Field(min_length=1, description="the method whose time is 1")
+    measure: Literal["cpu_seconds", "seconds"] = Field(
+        description="of training: what a busy machine can compare (CPU), or what a user waits for (wall clock, and "
+        "whatever computes on an accelerator)")
+
+
 class Board(Rules):
     """Which runs of one task a board compares, and how."""
 
@@ -49,6 +58,8 @@ class Board(Rules):
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="by method, values that its settings must have, such as {gkd: {lr: 0.002}}; "
         "for a closed board with records of several")
+    timed: Timed | None = Field(None, description="times are shown as ratios to one method's, of the same machine and "
+                                "sitting; None: as the means of what was measured")
 
     @property
     def budgets(self) -> tuple[dict[str, float], ...]:

@@ -109,6 +109,9 @@ class Times(BaseModel):
     finished: str | None = None
     total_seconds: float = 0.0
     resumed: int = Field(0, description="how often the run was continued from a checkpoint")
+    sitting: str | None = Field(
+        None, pattern=r"^[0-9a-f]{12}$", description="names the command whose runs were made one after the other on "
+        "this machine (`opdbench.sitting`); None: not known, as in records from before it was written")
 
 
 class Record(BaseModel):

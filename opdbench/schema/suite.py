@@ -59,6 +59,8 @@ class Suite(Frozen):
     tasks: dict[str, Where]
     arms: dict[str, Arm]
     tune: Tuning | None = None
+    timed: bool = Field(False, description="for a timed board: the runs of one task and seed are made in one sitting, "
+                        "one at a time and on one thread, and all of them again where one is of another")
 
     @model_validator(mode="after")
     def _arms_name_tasks_of_the_suite(self) -> Suite:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from opdbench.report import timing
 from opdbench.report.axes import short
 from opdbench.report.charts import COST_NAMES, gap_of
 
@@ -97,7 +98,7 @@ def environment() -> Environment:
     env = Environment(loader=PackageLoader("opdbench.site"), autoescape=True, undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True, finalize=visible)
     env.filters.update(amount=amount, dedent=dedent, percent=percent, prose=prose, ranged=ranged,
-                       short=short, words=words)
+                       short=short, timed_words=timing.words, timed_header=timing.header, words=words)
     env.globals.update(board_path=board_path, method_path=method_path, task_path=task_path, paper_path=paper_path,
                        cost_names=COST_NAMES, gap_of=gap_of, svg=Markup)
     return env

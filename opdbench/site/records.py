@@ -231,6 +231,7 @@ def _computed(record: Record) -> Iterator[tuple[str, str]]:
                                                                         packages.items())])
     resumed = f", continued {times.resumed} times" if times.resumed else ""
     yield "when", f"{times.started} to {times.finished or '(not finished)'}{resumed}"
+    yield "sitting", times.sitting or ""
     yield "recipe", f"sha256 {record.recipe_sha256}"
     for phase, file in record.outcomes.items():
         yield f"outcomes {phase}", f"{file.file}, {file.n} lines, sha256 {file.sha256[:12]}"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
-from opdbench.stats.crossed import Estimate
+import numpy as np
+
+from opdbench.stats.crossed import Estimate, fresh
+from opdbench.stats.single import Interval
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -28,6 +31,14 @@ def detectable(difference: Estimate, alpha: float = 0.05, power: float = 0.8) ->
     from scipy.special import stdtrit
 
     return float(stdtrit(difference.df, 1 - alpha / 2) + stdtrit(difference.df, power)) * difference.error
+
+
+def mean_ratio(ratio_s: Sequence[float]) -> Interval:
+    """The geometric mean of positive ratios, one for each seed, with Student's t interval of their logarithms: twice as
+    long and half as long are equally far from 1. The bounds of one ratio alone are 0 and infinity."""
+    found = fresh(np.log(np.asarray(ratio_s, dtype=np.float64))[:, None]).interval()
+    mean, low, high = (float(bound) for bound in np.exp(found[:3]))
+    return Interval(mean, low, high, found.kind)
 
 
 def letters(n: int, differ: Collection[tuple[int, int]]) -> list[str]:

@@ -53,3 +53,21 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
 def test_without_an_error_estimate_nothing_can_be_said_to_be_detectable() -> None:
     assert stats.detectable(Estimate(0.0, math.inf, 0.0)) == math.inf
     assert stats.detectable(Estimate(0.3, 0.0, math.inf)) == 0.0
+
+
+def test_a_mean_ratio_worked_by_hand() -> None:
+    """1/2 and 8: logarithms ln 2 times -1 and 3, mean ln 2, standard error 2 ln 2; t with 1 degree of freedom."""
+    found = stats.mean_ratio([0.5, 8.0])
+    assert found.mean == pytest.approx(2.0)
+    assert found.low == pytest.approx(2.0 ** (1 - 2 * 12.706204736432095), rel=1e-9)
+    assert found.high == pytest.approx(2.0 ** (1 + 2 * 12.706204736432095), rel=1e-9)
+
+
+def test_a_mean_ratio_turned_round_is_its_inverse() -> None:
+    found, inverse = stats.mean_ratio([1.5, 2.0, 1.7]), stats.mean_ratio([1 / 1.5, 0.5, 1 / 1.7])
+    assert [1 / inverse.mean, 1 / inverse.high, 1 / inverse.low] == pytest.approx(list(found[:3]))
+
+
+def test_equal_ratios_are_a_point_and_one_alone_says_nothing_of_others() -> None:
+    assert stats.mean_ratio([3.0, 3.0, 3.0])[:3] == pytest.approx((3.0, 3.0, 3.0))
+    assert stats.mean_ratio([3.0])[:3] == (pytest.approx(3.0), 0.0, math.inf)
