@@ -27,7 +27,7 @@ class RusuExtractor(BaseFeaturesExtractor):
     def __init__(self, observation_space: gymnasium.Space[Tensor], network: str, bfloat16: bool) -> None:
         architecture = RUSU[network]
         super().__init__(observation_space, architecture.hidden)
-        self.bfloat16 = bfloat16
+        self.precision = torch.bfloat16 if bfloat16 else torch.float32
         sizes = pairwise((architecture.frames, *architecture.channels))
         layers = [layer for (inputs, outputs), kernel, stride in zip(sizes, KERNELS, STRIDES, strict=True)
                   for layer in (nn.Conv2d(inputs, outputs, kernel, stride), nn.ReLU())]
@@ -35,6 +35,6 @@ class RusuExtractor(BaseFeaturesExtractor):
         self.linear = nn.Sequential(nn.Linear(architecture.flat(), architecture.hidden), nn.ReLU())
 
     def forward(self, frames_n: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", self.precision, enabled=self.precision is torch.bfloat16):
             feature_nh: Tensor = self.linear(self.cnn(frames_n))
         return feature_nh.float()
