@@ -243,6 +243,16 @@ def test_a_run_of_a_population_goes_on_where_it_was_stopped(tmp_path: Path) -> N
     assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(folder).items())
 
 
+def test_what_a_run_hands_on_is_the_best_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for best in (0, 1):
+        monkeypatch.setattr(Population, "best", property(lambda self, best=best: best))
+        _, folder = execute(plan_of("kickstarting-pbt", "population=2", "epochs=1", budget="steps=2"),
+                            tmp_path / str(best))
+        found.append(weights(folder))
+    assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_draws_of_a_member_derive_from_the_runs() -> None:
     first = in_context(world())
     other = first.member(2, first.world.twin)  # type: ignore[attr-defined]
