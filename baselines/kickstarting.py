@@ -25,8 +25,9 @@ class Kickstarting(PPO):  # type: ignore[misc]  # mypy does not see through the 
 
     Deviations from the paper:
         PPO in place of IMPALA (its section 3.1 says that any actor-critic will do). The paper tunes lambda(t) by
-        population-based training; here it follows a fixed schedule, by default linear to 0 over the first half. The
-        logged value is the KL, which has the cross-entropy's gradient. With weight 0 this is `ppo` to the bit.
+        population-based training, which is `kickstarting-pbt`; here it follows a fixed schedule, by default linear to 0
+        over the first half. The logged value is the KL, which has the cross-entropy's gradient. With weight 0 this is
+        `ppo` to the bit.
     """
 
     name: ClassVar[str] = "kickstarting"

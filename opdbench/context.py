@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from random import Random
 
@@ -97,6 +97,15 @@ class Context:
         self._draws, self._asked = 0, None
         self.progress_before = self.progress
         self.notes = {}
+
+    def member(self, number: int, twin: Callable[[int], World]) -> Context:
+        """The context of another student of this run (opdbench.population): with draws and a world of its own, which
+        `twin` makes of a seed, on the same ledger and budget."""
+        other = copy(self)
+        other._seed = seeds.derive(self._seed, "member", number)
+        other.world = twin(other._seed)
+        other.begin_step()
+        return other
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -46,6 +46,11 @@ class EpisodeReturns:
         self._running_b = torch.full((rollouts.n_trajectories,), float("nan"), dtype=torch.float64)
 
     @property
+    def last(self) -> tuple[float, ...]:
+        """The last `window` of them, oldest first."""
+        return tuple(self._last)
+
+    @property
     def mean(self) -> float | None:
         """None while no episode has ended."""
         return sum(self._last) / len(self._last) if self._last else None

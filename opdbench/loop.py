@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -45,6 +46,18 @@ class Trainer:
     @property
     def finished(self) -> bool:
         return self.ctx.progress >= 1
+
+    @property
+    def student(self) -> Policy:
+        return self.ctx.student
+
+    def adopt(self, other: Trainer) -> None:
+        """Take over what another trainer of the same method has learnt: weights, and the optimizer's moments."""
+        self.ctx.student.load_state_dict(other.ctx.student.state_dict())
+        theirs = other.method.modules()
+        for name, module in self.method.modules().items():
+            module.load_state_dict(theirs[name].state_dict())
+        self.optimizer.load_state_dict(deepcopy(other.optimizer.state_dict()))
 
     def step(self) -> dict[str, float]:
         """One round on the clock.

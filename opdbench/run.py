@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from opdbench import hardware, probes, provenance, seeds, sitting, worlds
+from opdbench import hardware, population, probes, provenance, seeds, sitting, worlds
 from opdbench.context import Context
 from opdbench.errors import DivergedError, UserError
 from opdbench.ledger import Ledger
 from opdbench.loop import Trainer
 from opdbench.oracle import Oracle
 from opdbench.policy import Policy
+from opdbench.population import Population
 from opdbench.resolve import Plan
 from opdbench.schema.record import Phase, Record, Status, Times, gap_recovered
 from opdbench.schema.spec import Recipe
@@ -116,7 +117,7 @@ class _Run:
     def _train(self, world: World) -> None:
         ctx = Context(world, self.recipe.training, self.recipe.budget, self.plan.spec.execution, Ledger(),
                       self.recipe.seed)
-        trainer = Trainer(self.plan.new_method(), ctx, probes.make(self.plan.spec.execution.probes))
+        trainer = population.start(self.plan.new_method, ctx, probes.make(self.plan.spec.execution.probes))
         self._resume(trainer)
         self.watcher.phase(f"training goes on after step {ctx.step}" if ctx.step else "training")
         last_checkpoint = time.perf_counter()
@@ -125,7 +126,7 @@ class _Run:
             while not trainer.finished:
                 figures = trainer.step()
                 self.curve.append({"step": ctx.step, **figures})
-                self._validate(world, ctx)
+                self._validate(world, ctx, trainer.student)
                 self.watcher.step(ctx.progress, figures, ctx.ledger)
                 if time.perf_counter() - last_checkpoint >= self.plan.spec.execution.checkpoint_seconds:
                     self._checkpoint(trainer)
@@ -144,8 +145,10 @@ class _Run:
                                       if ctx.ledger.spent(axis) >= limit)
         # Training is over: a crash in the last evaluation must not cost it.
         self._checkpoint(trainer)
+        if trainer.student is not world.student:  # but another member of a population
+            world.student.load_state_dict(trainer.student.state_dict())
 
-    def _resume(self, trainer: Trainer) -> None:
+    def _resume(self, trainer: Trainer | Population) -> None:
         if not self.folder.has_checkpoint():
             return
         state = self.folder.read_checkpoint()
@@ -153,16 +156,16 @@ class _Run:
         self.curve, self.record.validation = state["curve"], state["validation"]
         self.record.times.resumed += 1
 
-    def _checkpoint(self, trainer: Trainer) -> None:
+    def _checkpoint(self, trainer: Trainer | Population) -> None:
         self.folder.write_checkpoint({"trainer": trainer.state_dict(), "curve": self.curve,
                                       "validation": self.record.validation})
 
-    def _validate(self, world: World, ctx: Context) -> None:
+    def _validate(self, world: World, ctx: Context, student: Policy) -> None:
         """A greedy score on validation problems whenever another share of the budget is spent; off the clock."""
         points = self.recipe.evaluation.curve_points
         if int(ctx.progress * points) <= len(self.record.validation):
             return
-        outcomes = world.evaluate(world.student, split="validation", mode="greedy",
+        outcomes = world.evaluate(student, split="validation", mode="greedy",
                                   n=self.recipe.evaluation.curve_examples, seed=self._evaluation_seed("validation"))
         self.record.validation.append({"step": ctx.step, "student_tokens": ctx.ledger.student_tokens,
                                        "score": scores(outcomes, world.task.metric)["greedy"].mean})

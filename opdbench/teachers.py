@@ -87,14 +87,15 @@ class Mixture(Several):
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
         return torch.cat([part.features(input_bt, length_b) for part in self.policies], -1)
 
-    def project(self, features_nh: Tensor) -> Tensor:
+    def project(self, features_nh: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+        """Log-probabilities [N, A] of the mixture; or, up to a constant, of one with other positive `weights`."""
         pieces = torch.split(features_nh, [width for width, _ in self._forms], -1)
-        return self.mix([self.project_part(number, piece) for number, piece in enumerate(pieces)])
+        return self.mix([self.project_part(number, piece) for number, piece in enumerate(pieces)], weights)
 
-    def mix(self, logits_pna: Sequence[Tensor]) -> Tensor:
-        """Log-probabilities [N, A] of the mixture from every part's logits."""
+    def mix(self, logits_pna: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+        """The same from every part's logits."""
         total_na: Tensor | None = None
-        for logits_na, weight in zip(logits_pna, self.weights, strict=True):
+        for logits_na, weight in zip(logits_pna, weights or self.weights, strict=True):
             logp_na = logits_na.log_softmax(-1) + math.log(weight)
             total_na = logp_na if total_na is None else torch.logaddexp(total_na, logp_na)
         assert total_na is not None

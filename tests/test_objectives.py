@@ -32,6 +32,7 @@ from opdbench.baselines.imitkd import ImitKD
 from opdbench.baselines.kd import KD
 from opdbench.baselines.kdrl import KDRL
 from opdbench.baselines.kickstarting import Kickstarting
+from opdbench.baselines.kickstarting_pbt import KickstartingPBT
 from opdbench.baselines.minillm import MiniLLM
 from opdbench.baselines.opd import OPD
 from opdbench.baselines.policy_distillation import PolicyDistillation
@@ -197,6 +198,7 @@ CASES = {
     "actor-mimic": Case(ActorMimic, {"tau": 2.0, "beta": 0.0}, {STUDENT: lambda s: kl(tempered(s.p, 2.0), s.q)}),
     "student-distill": Case(StudentDistill, {}, {STUDENT: forward}),
     "kickstarting": Case(Kickstarting, {"weight": 0.3}, {STUDENT: lambda s: 0.3 * forward(s)}),
+    "kickstarting-pbt": Case(KickstartingPBT, {"weight": 0.3, "spread": 1.0}, {STUDENT: lambda s: 0.3 * forward(s)}),
     "ppd": Case(PPD, {"weight": 0.3}, {STUDENT: lambda s: 0.3 * forward(s)}),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,6 +126,10 @@ class ControlWorld:
                  seed: int) -> list[Outcome]:
         assert isinstance(policy, Policy)
         return evaluate(self.task, policy, split=split, mode=mode, n=n, seed=seed)
+
+    def twin(self, seed: int) -> ControlWorld:
+        """The same task and teacher, with a copy of the student, and environments that begin elsewhere."""
+        return ControlWorld(self.task, deepcopy(self.student), self.teacher, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
         return self._environments.state_dict()

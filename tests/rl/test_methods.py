@@ -19,6 +19,7 @@ from opdbench.baselines.bc import BehaviourCloning
 from opdbench.baselines.dagger import DAgger
 from opdbench.baselines.dqn import DQN
 from opdbench.baselines.kickstarting import Kickstarting
+from opdbench.baselines.kickstarting_pbt import KickstartingPBT
 from opdbench.baselines.policy_distillation import PolicyDistillation
 from opdbench.baselines.ppd import PPD
 from opdbench.baselines.ppo import PPO
@@ -121,6 +122,7 @@ def test_r3_the_temperature_is_on_the_teachers_side_alone_and_mse_sums_over_acti
 
 @pytest.mark.parametrize(("cls", "params", "base", "base_params"), [
     (Kickstarting, {"weight": 0.0}, PPO, {}),
+    (KickstartingPBT, {"weight": 0.0}, PPO, {}),
     (PPD, {"weight": 0.0}, PPO, {"discount": 0.999, "gae": 0.9, "minibatches": 2}),
     (QDagger, {"coefficient": 0.0, "pretraining": 0.0}, DQN,
      {"n_step": 3, "epsilon": 0.01, "exploration": 0.0, "target_update": 8000}),
@@ -389,7 +391,8 @@ def test_q_learning_without_a_successor_is_refused() -> None:
         Trainer(make(DQN), in_context(world(), horizon=1, batch=1)).step()
 
 
-METHODS = [BehaviourCloning, PolicyDistillation, ActorMimic, StudentDistill, PPO, PPD, Kickstarting, DQN, QDagger]
+METHODS = [BehaviourCloning, PolicyDistillation, ActorMimic, StudentDistill, PPO, PPD, Kickstarting, KickstartingPBT,
+           DQN, QDagger]
 
 
 @pytest.mark.parametrize("cls", METHODS)
