@@ -166,7 +166,8 @@ class _Run:
         if int(ctx.progress * points) <= len(self.record.validation):
             return
         outcomes = world.evaluate(student, split="validation", mode="greedy",
-                                  n=self.recipe.evaluation.curve_examples, seed=self._evaluation_seed("validation"))
+                                  n=self.recipe.evaluation.curve_examples,
+                                  seed=evaluation_seed(self.recipe, "validation"))
         self.record.validation.append({"step": ctx.step, "student_tokens": ctx.ledger.student_tokens,
                                        "score": scores(outcomes, world.task.metric)["greedy"].mean})
 
@@ -177,16 +178,12 @@ class _Run:
             modes: tuple[Mode, ...] = ("greedy", "sampled") if self.recipe.evaluation.sampled else ("greedy",)
             outcomes = [outcome for mode in modes for outcome in world.evaluate(
                 policy, split="test", mode=mode, n=self.recipe.evaluation.examples,
-                seed=self._evaluation_seed(mode))]
+                seed=evaluation_seed(self.recipe, mode))]
             self.record.outcomes[phase] = self.folder.write_outcomes(phase, outcomes)
             setattr(self.record, phase, scores(outcomes, world.task.metric))
             self.folder.write_record(self.record)
         else:
             read_outcomes(self.folder.path, self.record.outcomes[phase])  # still there and unaltered, or an error
-
-    def _evaluation_seed(self, mode: str) -> int:
-        """Equal for before, teacher and after, and for every method at this seed: common random numbers."""
-        return seeds.derive(self.recipe.seed, "evaluation", mode)
 
     def _finish(self, status: Status, reason: str | None) -> None:
         record = self.record
@@ -210,6 +207,11 @@ class _Run:
             record.before, record.teacher = earlier.before, earlier.teacher
             record.outcomes = {phase: file for phase, file in earlier.outcomes.items() if phase != "after"}
         return record
+
+
+def evaluation_seed(recipe: Recipe, mode: str) -> int:
+    """Equal for before, teacher and after, and for every method at this seed: common random numbers."""
+    return seeds.derive(recipe.seed, "evaluation", mode)
 
 
 def thin(curve: list[dict[str, float]], points: int) -> list[dict[str, float]]:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import gymnasium
+    import numpy as np
+    from numpy.typing import NDArray
     from stable_baselines3.common.vec_env import VecEnv
 
     from opdbench.lm.tokenizer import Tokenizer
@@ -80,6 +82,10 @@ class Task(ABC):
     @property
     def id(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def games(self) -> Sequence[ControlTask]:
+        """The tasks that this one is made of, which one student plays; none of an ordinary task."""
+        return ()
 
     @abstractmethod
     def checksum(self) -> str:
@@ -164,6 +170,11 @@ class LanguageTask(Task):
         """What is said to an attempt besides its score; None where nothing is."""
         return None
 
+    def pictures(self, example: Example, completion: str) -> Sequence[NDArray[np.uint8]]:
+        """What happens in a completion, step by step, as RGB pictures [H, W, 3] of one size, for `opdbench play`; none
+        where there is nothing to see but text."""
+        return ()
+
     def marks(self, example: Example) -> bool:
         """Whether a problem is of the kind that only some methods look at (a prompt to refuse)."""
         return False
@@ -188,6 +199,8 @@ class ControlTask(Task):
     deterministic: ClassVar[bool] = False  # one start and no chance: episodes differ by what is drawn for actions only
     student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
     student_scale: ClassVar[Sequence[float] | None] = None  # what a fresh network divides each observed number by
+    yardstick: ClassVar[tuple[float, float] | None] = None
+    """Mean returns of random actions and of a good player: between them scores of several tasks can be compared."""
     parallel_episodes: ClassVar[int | None] = None
     """Evaluation's episodes at a time, where one is expensive to set up or states are large: an episode's draws are
     then its own, and policies read states in batches of one size, so that no score depends on this number."""
@@ -209,10 +222,19 @@ class ControlTask(Task):
         states are stacks of frames; None for a perceptron of `student_hidden`, or a table."""
         return None
 
+    def controller(self) -> int:
+        """Width of the hidden layer that each of several `games` has for itself in a fresh student; 0 for none."""
+        return 0
+
     def exact_teacher(self) -> Policy | None:
         """A teacher that follows from the task's own rules, for `--teacher exact`; None where nobody can compute one.
         The task's checksum covers it."""
         return None
+
+    def visible(self) -> gymnasium.Env[Any, Any]:
+        """An environment like `make`'s whose `render` gives an RGB picture, uint8 [H, W, 3], for `opdbench play`. What
+        `make` gives will do where it can be drawn; where nothing is drawn, `play` says so."""
+        return self.make()
 
     def model(self) -> Model | None:
         """The task's rules, for methods that plan; None where there are none to plan with."""

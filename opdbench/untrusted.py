@@ -26,6 +26,7 @@ METHOD_BYTES = MIB // 4
 OUTCOMES_BYTES = 64 * MIB  # one phase, compressed
 OUTCOMES_UNPACKED = 512 * MIB
 OUTCOMES = 1_000_000  # of one phase
+PLAY_BYTES = 2 * MIB  # the pictures of an episode
 BUNDLE_BYTES = 128 * MIB
 BUNDLE_UNPACKED = 256 * MIB  # all its files as they lie in it, outcomes still compressed
 BUNDLE_FILES = 4_000

@@ -11,7 +11,7 @@ from opdbench.allocator import keep_freed_memory
 from opdbench.distiller import Needs
 from opdbench.errors import UserError
 from opdbench.resolve import Plan
-from opdbench.schema.spec import Execution
+from opdbench.schema.spec import Execution, Spec
 from opdbench.task import ControlTask, LanguageTask
 from opdbench.world import World
 
@@ -111,13 +111,31 @@ def _language_student(plan: Plan) -> LanguagePolicy:
 
 
 def _control(plan: Plan, task: ControlTask) -> World:
+    from opdbench.rl.world import ControlWorld
+
+    student, teacher = control_policies(plan.spec, task, plan.student, plan.teacher,
+                                        trust_pickle=plan.request.trust_pickle)
+    return ControlWorld(task, student, teacher, seed=plan.spec.recipe.seed)
+
+
+def control_policies(spec: Spec, task: ControlTask, student_path: Path | None, named: references.Teacher | None, *,
+                     trust_pickle: bool = False) -> tuple[Policy, Policy | None]:
+    """Student and teacher of a run on a control task, on its device and in its precision.
+
+    Args:
+        student_path: where the student's weights are; None for a new network, initialised from the run's seed.
+        trust_pickle: see `opdbench.rl.sb3.load_sb3`.
+
+    Raises:
+        UserError: a model is missing, corrupt or does not fit the task.
+    """
     import torch
 
     from opdbench.rl.load import load_policy
     from opdbench.rl.simulators import make_simulators
-    from opdbench.rl.world import ControlWorld, fresh_student
+    from opdbench.rl.world import fresh_student
 
-    recipe, execution = plan.spec.recipe, plan.spec.execution
+    recipe, execution = spec.recipe, spec.execution
 
     # bfloat16 is for large models: it would round observations, and a small network gains nothing from it.
     dtype = _dtype("float64" if execution.dtype == "float64" else "float32")
@@ -127,7 +145,7 @@ def _control(plan: Plan, task: ControlTask) -> World:
             exact = task.exact_teacher()
             assert exact is not None  # checked when the run was resolved
             return exact.to(execution.device, dtype)
-        return load_policy(model.path, activation=model.activation, trust_pickle=plan.request.trust_pickle).to(
+        return load_policy(model.path, activation=model.activation, trust_pickle=trust_pickle).to(
             execution.device, dtype)
 
     def mix(named: references.Mix | references.Route, parts: list[Policy]) -> Policy:
@@ -137,12 +155,11 @@ def _control(plan: Plan, task: ControlTask) -> World:
 
     reference = recipe.student.reference
     student: Policy
-    if plan.student is None:
+    if student_path is None:
         student = fresh_student(task, recipe.seed, references.fresh_widths(reference)).to(execution.device, dtype)
     else:
-        student = load(references.Model(plan.student, reference.partition("#")[2] or None))
-    teacher = None if plan.teacher is None else teachers.build(plan.teacher, student, load, mix)
-    return ControlWorld(task, student, teacher, seed=recipe.seed)
+        student = load(references.Model(student_path, reference.partition("#")[2] or None))
+    return student, None if named is None else teachers.build(named, student, load, mix)
 
 
 def _check_device(execution: Execution) -> None:

@@ -160,7 +160,10 @@ class AtariSimulators(Simulators):
 class AtariGame(gymnasium.Env[Any, Any]):
     """One copy, as gymnasium has it."""
 
+    render_mode = "rgb_array"
+
     def __init__(self, rules: Rules) -> None:
+        self._seen = np.zeros((SIDE, SIDE), np.uint8)
         self._simulators = AtariSimulators(rules)
         self._simulators.grow(1)
         self.observation_space = Box(0, 255, self._simulators.observation_shape, np.uint8)
@@ -169,12 +172,20 @@ class AtariGame(gymnasium.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         own = int(self.np_random.integers(2**31)) if seed is None else seed
-        return self._simulators.reset(0, own).copy(), {}
+        observation = self._simulators.reset(0, own).copy()
+        self._seen = observation[-1]
+        return observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         after = self._simulators.step(np.zeros(1, np.int64), np.array([int(action)]))
+        self._seen = after.observation_k[0, -1].copy()
         return (after.observation_k[0], float(after.reward_k[0]), bool(after.terminated_k[0]),
                 bool(after.truncated_k[0]), {})
+
+    def render(self) -> Any:
+        """The last frame as players see it: grey. The game's own screen has 210 x 160 pixels in colour, which the
+        native environment does not keep."""
+        return np.repeat(self._seen[..., None], 3, axis=2)
 
 
 class _After(NamedTuple):

@@ -46,6 +46,15 @@ class Cliff:
         after = int(self.next_sa[state, action])
         return after, float(state == after == PATH) - 1.0, False
 
+    def picture(self, state: int) -> NDArray[np.uint8]:
+        """The path above, the rungs of the way back up below it, the bottom red; the walker blue."""
+        from opdbench.tasks.pictures import BAD, FLOOR, GOOD, board
+
+        places = [PATH, *range(self.n_states - 1, PATH, -1)]
+        colour_h = np.array([GOOD, *[FLOOR] * (len(places) - 2), BAD])
+        picture: NDArray[np.uint8] = board(colour_h[:, None], at=(places.index(state), 0))
+        return picture
+
 
 def cliff(depth: int) -> Cliff:
     """On rung k the action k mod 4 leads one up, the highest rung's to the path; all others lead to the bottom."""

@@ -53,13 +53,13 @@ class _MuJoCo(GymControl):
     budget: ClassVar[Mapping[str, float]] = {"steps": 500}
     install: ClassVar[str] = 'pip install "opdbench[mujoco]"'
 
-    def make(self) -> gymnasium.Env[Any, Any]:
+    def _make(self, **settings: Any) -> gymnasium.Env[Any, Any]:
         with suppress(ImportError):  # what is missing is said below
             import mujoco
 
             # By itself it writes its warnings into a file MUJOCO_LOG.TXT wherever one happens to be.
             mujoco.set_mju_user_warning(_warn)
-        environment: gymnasium.Env[Any, Any] = super().make()
+        environment: gymnasium.Env[Any, Any] = super()._make(**settings)
         return environment
 
 

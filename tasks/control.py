@@ -6,6 +6,7 @@ MountainCar, the known answer. The student is a network that is initialised from
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,10 +27,19 @@ class GymControl(ControlTask):
     install: ClassVar[str] = 'pip install "gymnasium[box2d]"'
 
     def make(self) -> gymnasium.Env[Any, Any]:
+        return self._make()
+
+    def visible(self) -> gymnasium.Env[Any, Any]:
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it greets on stdout
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing is shown: no display is asked for
+        return self._make(render_mode="rgb_array")
+
+    def _make(self, **settings: Any) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
         try:
-            return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True)
+            return gymnasium.make(self.env_id, max_episode_steps=self.max_episode_steps, disable_env_checker=True,
+                                  **settings)
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise UserError(f"task {self.name} needs a simulator that is not installed: {error}",
                             self.install) from error

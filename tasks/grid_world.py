@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,18 @@ class Grid:
             action = int(uniform_2[0] / self.noise * len(MOVES))
         state = int(self.next_sa[state, action])
         return state, float(self.reward_s[state]), bool(self.end_s[state] or uniform_2[1] < STOP)
+
+    def picture(self, state: int) -> NDArray[np.uint8]:
+        """Goals green, pits red, the walker blue; dark are walls, and cells that no move leads into."""
+        from opdbench.tasks.pictures import BAD, DARK, FLOOR, GOOD, board
+
+        own_s, entered_s = np.arange(self.n_states), np.zeros(self.n_states, np.bool_)
+        entered_s[self.next_sa[self.next_sa != own_s[:, None]]] = True
+        colour_sc = np.where(entered_s[:, None], FLOOR, DARK)
+        colour_sc[self.reward_s > 0], colour_sc[self.reward_s < 0] = GOOD, BAD
+        side = math.isqrt(self.n_states)
+        picture: NDArray[np.uint8] = board(colour_sc.reshape(side, side, 3), at=divmod(state, side))
+        return picture
 
     def mdp(self) -> MDP:
         """The same world as exact tables."""

@@ -30,9 +30,15 @@ class Grid(Protocol):
         """(next state, reward, whether the episode ends), from two uniform numbers."""
         ...
 
+    def picture(self, state: int) -> NDArray[np.uint8]:
+        """Of the world, and who walks in it: RGB [H, W, 3]."""
+        ...
+
 
 class GridWorldEnv(gymnasium.Env[NDArray[np.float32], int]):
     """Observes the state, one-hot."""
+
+    render_mode = "rgb_array"
 
     def __init__(self, grid: Grid, max_episode_steps: int) -> None:
         self.grid = grid
@@ -51,6 +57,9 @@ class GridWorldEnv(gymnasium.Env[NDArray[np.float32], int]):
         self._state, reward, ended = self.grid.step(self._state, int(action), self.np_random.random(2))
         self._steps += 1
         return self._observation(), reward, ended, self._steps >= self.max_episode_steps, {}
+
+    def render(self) -> Any:
+        return self.grid.picture(self._state)
 
     def _observation(self) -> NDArray[np.float32]:
         observation = np.zeros(self.grid.n_states, np.float32)

@@ -84,6 +84,7 @@ def _environment(game: str, sticky: float, ramping: bool) -> gymnasium.Env[Any, 
 
     class Board(gymnasium.Env[Any, Any]):
         def __init__(self) -> None:
+            self.render_mode = "rgb_array"
             self.game = Environment(game, sticky_action_prob=sticky, difficulty_ramping=ramping)
             self.observation_space = gymnasium.spaces.Box(0, 1, tuple(self.game.state_shape()), np.uint8)
             self.action_space = gymnasium.spaces.Discrete(self.game.num_actions())
@@ -100,5 +101,10 @@ def _environment(game: str, sticky: float, ramping: bool) -> gymnasium.Env[Any, 
         def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             reward, ended = self.game.act(action)
             return self.game.state().astype(np.uint8), float(reward), bool(ended), False, {}
+
+        def render(self) -> Any:
+            from opdbench.tasks.pictures import channels
+
+            return channels(self.game.state())
 
     return Board()

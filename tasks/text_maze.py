@@ -34,6 +34,9 @@ from opdbench.task import Example, NoteKind, Reply, Split, Task, Turns
 from opdbench.tasks.tiny import CELLS, MOVES, TinyTask, written
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from opdbench.lm.tokenizer import Tokenizer
 
 SIDE = 8
@@ -192,6 +195,14 @@ class TextMaze(TinyTask):
         reached = _cells_reached(example.prompt[0], written(completion))[: 2 * shortest]
         moves = reached.index(example.answer) + 1 if example.answer in reached else None
         return {"success": float(moves is not None), "spl": min(1.0, shortest / moves) if moves else 0.0}
+
+    def pictures(self, example: Example, completion: str) -> Sequence[NDArray[np.uint8]]:
+        """The walk, cell by cell."""
+        from opdbench.tasks.pictures import maze
+
+        joined = {(cell, other) for cell, ways in doors().items() for other in ways.values()}
+        cells = str(example.prompt)[0] + _cells_reached(str(example.prompt)[0], written(completion))
+        return [maze(joined, SIDE, at=CELLS.index(cell), goal=CELLS.index(example.answer)) for cell in cells]
 
     def notes(self, example: Example) -> dict[NoteKind, str]:
         """A hint is the first move; the cue, which ways the goal lies."""

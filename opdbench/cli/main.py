@@ -17,6 +17,7 @@ VERBS = {  # module below opdbench.cli -> meaning
     "run": "train a student with a method on a task, and record what it cost and scored",
     "list": "list methods, tasks or hardware profiles",
     "show": "show a method, a task, a profile, or the record of a run",
+    "play": "watch a run's teacher and student at one test episode or problem, side by side",
     "doctor": "look at this machine and say what is missing for what",
     "check": "run the conformance suite on a method or a task",
     "board": "build leaderboards from records, check or list them",

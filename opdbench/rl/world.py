@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -165,15 +165,41 @@ class ControlWorld:
         return decide
 
 
+@dataclass
+class Watched:
+    """An episode whose steps are kept as `evaluate` plays it.
+
+    Attributes:
+        number: which.
+        action_t, reward_t: what was done and what it was paid, step by step.
+    """
+
+    number: int
+    action_t: list[Any] = field(default_factory=list)
+    reward_t: list[float] = field(default_factory=list)
+
+    def step(self, number_k: NDArray[np.int64], action_k: NDArray[Any], reward_k: NDArray[np.float64]) -> None:
+        """Episodes `number_k` take a step."""
+        for row in np.flatnonzero(number_k == self.number).tolist():
+            self.action_t.append(action_k[row].copy())
+            self.reward_t.append(float(reward_k[row]))
+
+
+def episode_seed(task: ControlTask, split: Split, number: int) -> int:
+    """What an evaluation episode is reset with, in every run."""
+    return seeds.derive(EVALUATION_STREAM, task.id, split, number)
+
+
 @torch.no_grad()
 def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: Literal["greedy", "sampled"],
-             n: int | None = None, seed: int = 0) -> list[Outcome]:
+             n: int | None = None, seed: int = 0, watched: Watched | None = None) -> list[Outcome]:
     """Play `n` full episodes (the task's own number when None), exactly one in each of n seeded environments.
 
     Args:
         split: which fixed episodes; no run trains on any of them.
         mode: the most likely action (the largest logit, the mean), or a draw at temperature 1.
         seed: of the draws; where episodes start depends on the split and their number alone.
+        watched: an episode to see step by step. Where each stands alone (`parallel_episodes`) no other is played.
 
     Returns:
         One outcome an episode, in order; the score is the undiscounted return.
@@ -184,15 +210,16 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
         check_fits(policy, simulators, f"evaluation on {task.id}")
     temperature = 1.0 if mode == "sampled" else 0.0
     if task.parallel_episodes is not None:
-        episodes = [_Episode(number, mode, seeds.derive(EVALUATION_STREAM, task.id, split, number),
-                             seeds.generator(seed, "evaluation", split, mode, number)) for number in range(n)]
-        return _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes))
+        episodes = [_Episode(number, mode, episode_seed(task, split, number),
+                             seeds.generator(seed, "evaluation", split, mode, number))
+                    for number in (range(n) if watched is None else [watched.number])]
+        return _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes), watched)
     generator = seeds.generator(seed, "evaluation", split, mode)
     outcomes: list[Outcome] = []
     for first in range(0, n, PARALLEL_EPISODES):
         numbers = range(first, min(n, first + PARALLEL_EPISODES))
-        episode_seeds = [seeds.derive(EVALUATION_STREAM, task.id, split, number) for number in numbers]
-        returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator)
+        episode_seeds = [episode_seed(task, split, number) for number in numbers]
+        returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator, first, watched)
         outcomes += [
             Outcome(f"episode-{number}", mode, float(returns_n[row]), int(simulators.step_n[row]),
                     bool(truncated_n[row]), None, {})
@@ -200,9 +227,10 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
     return outcomes
 
 
-def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temperature: float,
-          generator: Generator) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """One episode for every seed; returns undiscounted returns [N] and whether the time limit cut them off [N].
+def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temperature: float, generator: Generator,
+          first: int, watched: Watched | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """One episode for every seed, numbered from `first`; returns undiscounted returns [N] and whether the time limit
+    cut them off [N].
 
     An environment that has ended takes no further step, so that short episodes do not count more than once; a step's
     uniform numbers are drawn for all N, so that an episode's do not depend on when the others end.
@@ -218,6 +246,8 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
         said_k = read(torch.from_numpy(observation_n[running_k]))
         action_k = draw(said_k, temperature, uniform_nd[torch.from_numpy(running_k)])[0].numpy()
         after = simulators.step(running_k, action_k)
+        if watched is not None:
+            watched.step(first + running_k, action_k, after.reward_k)
         observation_n[running_k] = after.observation_k
         returns_n[running_k] += after.reward_k
         truncated_n[running_k] = after.truncated_k & ~after.terminated_k
@@ -242,7 +272,7 @@ class _Episode:
 
 
 def _play_in_turn(simulators: Simulators, policy: Policy, episodes: Sequence[_Episode], temperature: float,
-                  parallel: int) -> list[Outcome]:
+                  parallel: int, watched: Watched | None = None) -> list[Outcome]:
     """Every episode once, `parallel` at a time: as one ends the next begins in its place. Neither an episode's draws
     nor the rounding of its logits depend on which others are played beside it."""
     simulators.grow(parallel)
@@ -264,6 +294,8 @@ def _play_in_turn(simulators: Simulators, policy: Policy, episodes: Sequence[_Ep
                                   for episode in now])
         action_k = draw(read(torch.from_numpy(observation_n[index_k])), temperature, uniform_kd)[0].numpy()
         after = simulators.step(index_k, action_k)
+        if watched is not None:
+            watched.step(np.array([episode.number for episode in now]), action_k, after.reward_k)
         observation_n[index_k] = after.observation_k
         for row, (index, episode) in enumerate(zip(index_k.tolist(), now, strict=True)):
             episode.score += float(after.reward_k[row])

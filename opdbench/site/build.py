@@ -139,6 +139,6 @@ def _write_chunk(given: tuple[Places, Path], chunk: Sequence[Located]) -> _Part:
         if isinstance(made, Unread):
             part.unread.append(made)
         else:
-            part.written.append(write_page(out, made[0]))
+            part.written.extend([write_page(out, page) for page in made[0]])
             part.runs.append(made[1])
     return part

@@ -17,6 +17,8 @@ from opdbench.report.runs import Run, changed, read_run, setting_of
 from opdbench.schema.record import Record
 from opdbench.site.inventory import Standing, written
 from opdbench.site.pages import Page, amount, percent, record_path, render, safe, terms
+from opdbench.site.play import play_file
+from opdbench.site.prompts import prompts_of
 from opdbench.site.samples import Sample, samples
 from opdbench.store import RECORD
 
@@ -67,8 +69,8 @@ class Places(NamedTuple):
     has_papers: bool
 
 
-def record_page(located: Located, places: Places) -> tuple[Page, Summary] | Unread:
-    """The page of one record."""
+def record_page(located: Located, places: Places) -> tuple[list[Page], Summary] | Unread:
+    """The page of one record, with the GIF that it shows, if there is one."""
     try:
         run = read_run(located.folder / RECORD)
     except UserError as error:
@@ -78,14 +80,15 @@ def record_page(located: Located, places: Places) -> tuple[Page, Summary] | Unre
     summary = _summary(located, run, places)
     standings = [standing for standing in places.standings.get((summary.method, summary.setting), ())
                  if record.recipe.seed in standing.member.content["seeds"]]
+    film, shown = play_file(located.folder, summary.path), samples(located.folder, record.outcomes)
     page = render("record.html", summary.path, f"{summary.method} on {summary.task}, seed {summary.seed}",
                   has_papers=places.has_papers, record=record, run=summary, standings=standings,
                   trust=run.trust, metric=_metric(record), scores=_scores(record),
                   costs=terms(_costs(record.ledger)), charts=Markup("".join(_charts(record))),
                   probes=list(_probes(record)),
                   settings=list(_settings(record)), computed=terms(_computed(record)),
-                  samples=_samples(samples(located.folder, record.outcomes)))
-    return page, summary
+                  samples=_samples(shown, prompts_of(record.recipe) if shown else {}), film=film)
+    return [page] if film is None else [page, film.page], summary
 
 
 def _summary(located: Located, run: Run, places: Places) -> Summary:
@@ -139,14 +142,20 @@ def _score(interval: tuple[float, float, float], n: int, length: float, truncate
 _WRITERS = {"before": "student before", "after": "student after", "teacher": "teacher"}
 
 
-def _samples(found: Sequence[Sample]) -> Markup:
+def _samples(found: Sequence[Sample], prompts: Mapping[str, str]) -> Markup:
     """Problems one below the other, with the texts of all writers side by side."""
     return Markup("".join([
-        f'<section class="sample"><h3>{safe(sample.id)}</h3><div class="beside">' + "".join([
+        f'<section class="sample"><h3>{safe(sample.id)}</h3>{_prompt(prompts.get(sample.id))}<div class="beside">'
+        + "".join([
             f'<figure><figcaption>{_WRITERS[phase]} <span class="soft">scores {output.score:.3g}</span></figcaption>'
             f'<pre tabindex="0">{safe(output.text)}</pre></figure>\n'
             for phase in PHASES if (output := sample.outputs.get(phase))]) + "</div></section>\n"
         for sample in found]))
+
+
+def _prompt(text: str | None) -> str:
+    return "" if text is None else (
+        f'<figure class="prompt"><figcaption>prompt</figcaption><pre tabindex="0">{safe(text)}</pre></figure>\n')
 
 
 def _costs(ledger: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
