@@ -137,6 +137,8 @@ def read_whole(path: Path) -> Whole:
 
 def _validated(text: bytes, content: Any) -> Record:
     """The record that a text and its parsed content are. Strict: in JSON a number is no text, and true no number."""
+    if not untrusted.is_plain(text):
+        return Record.model_validate_json(text, strict=True)
     try:
         recipe, execution = content["recipe"], content["execution"]
         models = {role: {**recipe[role], "parts": tuple(recipe[role]["parts"])} for role in ("teacher", "student")

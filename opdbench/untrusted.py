@@ -97,10 +97,14 @@ def parse_json(content: bytes) -> Any:
         raise
     except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError, integers of thousands of digits
         raise RefusedError("is not JSON, or is cut short") from None
-    # In plain ASCII without an escape no text hides anything; a record's numbers alone are too many to look at again.
-    if b"\\" in content or b"\x7f" in content or not content.isascii():
+    if not is_plain(content):
         _check(value)
     return value
+
+
+def is_plain(content: bytes) -> bool:
+    """Whether it is ASCII without an escape, in which no text hides anything, and so need not be looked at."""
+    return content.isascii() and b"\\" not in content and b"\x7f" not in content
 
 
 def parse_lines(content: bytes) -> list[Any]:

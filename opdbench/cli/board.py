@@ -15,7 +15,7 @@ from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
-    from opdbench.report.board import Built, Records
+    from opdbench.report.board import Records, Tables
     from opdbench.report.unchanged import Facts
 
 WHAT = ("build", "check", "list", "site", "serve")
@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.what == "build":
         return _build(leaderboards, wanted, args)
     records = board.read(Path(args.results))
-    built = board.build_all(leaderboards, wanted, records)
+    built = list(board.build_all(leaderboards, wanted, records))
     return _check(built, records, args)
 
 
@@ -73,11 +73,10 @@ def _build(leaderboards: Path, wanted: Sequence[str], args: argparse.Namespace) 
         _print_built([(facts, []) for facts in made], leaderboards, args)
         return 0
     records = board.read(Path(args.results))
-    built = board.build_all(leaderboards, wanted, records)
-    written = [(unchanged.facts(each), board.write(each)) for each in built]
+    built = [(each, board.write(each)) for each in board.build_all(leaderboards, wanted, records)]
     if inputs and not records.unreadable:  # which is said each time
-        unchanged.remember(leaderboards, inputs, built)
-    _print_built(written, leaderboards, args)
+        unchanged.remember(leaderboards, inputs, [each for each, _ in built])
+    _print_built([(unchanged.facts(each), changed) for each, changed in built], leaderboards, args)
     if not args.json:
         _print_unreadable(records)
     return 0
@@ -93,7 +92,7 @@ def _print_built(written: Sequence[tuple[Facts, list[str]]], leaderboards: Path,
                     + (f"; left out: {reasons}" if reasons else "")))
 
 
-def _check(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
+def _check(built: Sequence[Tables], records: Records, args: argparse.Namespace) -> int:
     from opdbench.report.board import differing, first_difference
     from opdbench.report.unchanged import facts
 

@@ -23,6 +23,7 @@ from opdbench.parallel import chunks, mapped
 from opdbench.report.outcomes import Means, Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome
+from opdbench.stamps import find
 from opdbench.store import RECORD, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
 
@@ -83,31 +84,52 @@ class Study(NamedTuple):
         return tuple(mode for phase, mode in self.score_se if phase == "after")
 
 
+class Packed(NamedTuple):
+    """A run that was read, on its way to where it is needed: without its curve, which is most of a record and which
+    nothing that compares runs looks at, and as text, which gets from one process to another with the least work."""
+
+    path: str
+    task: str
+    record: str
+    problem: str | None
+    trust: str
+
+    def run(self) -> Run:
+        return Run(Path(self.path), Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
+
+
 def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     """Every record below a results folder, or of one run's folder, in the order of their paths; outcomes not read, and
-    without the curves, which are most of a record and which nothing that compares runs looks at.
+    without the curves.
 
     Raises:
         UserError: there is no such folder.
     """
+    packed, unreadable = read_packed(results)
+    return [each.run() for each in packed], unreadable
+
+
+def read_packed(results: Path) -> tuple[list[Packed], list[Unreadable]]:
+    """The same, not yet unpacked."""
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    paths = sorted(results.rglob(RECORD))
+    paths = find(results, RECORD)
     parts = mapped(_read_chunk, None, chunks(paths, _CHUNK)) if len(paths) > _FEW else [_read_chunk(None, paths)]
     read = [each for part in parts for each in part]
-    return [run for run in read if isinstance(run, Run)], [each for each in read if isinstance(each, Unreadable)]
+    return [each for each in read if isinstance(each, Packed)], [each for each in read if isinstance(each, Unreadable)]
 
 
-def _read_chunk(_: None, paths: Sequence[Path]) -> list[Run | Unreadable]:
-    return [_read_or_not(path) for path in paths]
+def _read_chunk(_: None, paths: Sequence[str]) -> list[Packed | Unreadable]:
+    return [_read_or_not(Path(path)) for path in paths]
 
 
-def _read_or_not(path: Path) -> Run | Unreadable:
+def _read_or_not(path: Path) -> Packed | Unreadable:
     try:
         run = read_run(path)
     except UserError as error:
         return Unreadable(path, error.problem)
-    return replace(run, record=run.record.model_copy(update={"curve": []}))
+    return Packed(str(run.path), run.record.recipe.task, run.record.model_copy(update={"curve": []}).model_dump_json(),
+                  run.problem, run.trust)
 
 
 def read_run(path: Path) -> Run:

@@ -92,14 +92,14 @@ def test_what_cannot_be_read_is_said_each_time(folder: Folder) -> None:
 def test_boards_by_several_processes_are_the_same(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     write_board(folder.boards, "other", min_seeds=2, title="Another")
     names = ["other", "toy"]
-    alone = board.build_all(folder.boards, names, board.read(folder.results))
+    alone = list(board.build_all(folder.boards, names, board.read(folder.results)))
     monkeypatch.setattr("opdbench.report.board._FEW", 1)
     monkeypatch.setattr("opdbench.report.runs._FEW", 1)
     monkeypatch.setattr("opdbench.report.runs._CHUNK", 2)
-    together = board.build_all(folder.boards, names, board.read(folder.results))
+    together = list(board.build_all(folder.boards, names, board.read(folder.results)))
     assert [built.files for built in together] == [built.files for built in alone]
     with pytest.raises(UserError, match="unknown board"):
-        board.build_all(folder.boards, ["toy", "nothing"], board.read(folder.results))
+        list(board.build_all(folder.boards, ["toy", "nothing"], board.read(folder.results)))
 
 
 @pytest.mark.parametrize("error", [UserError("a", "b", exit_code=3), UsageError("a")])
