@@ -38,8 +38,9 @@ class Columns(NamedTuple):
 
     def by_mode(self) -> dict[str, Columns]:
         """Its modes in the order in which they are first met."""
-        return {mode: self._make(tuple(compress(column, map(mode.__eq__, self.mode))) for column in self)
-                for mode in dict.fromkeys(self.mode)}
+        of_mode = {mode: [each == mode for each in self.mode] for mode in dict.fromkeys(self.mode)}
+        return {mode: self._make([tuple(compress(column, chosen)) for column in self])
+                for mode, chosen in of_mode.items()}
 
     def means(self) -> dict[str, float]:
         """The mean score of every problem, over its samples where there are several."""

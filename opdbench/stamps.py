@@ -7,40 +7,72 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from opdbench.parallel import chunks, mapped
+
+_CHUNK, _FEW = 50, 400  # places that a process looks at at a time; from how many on a second process is worth its start
 
 
 def fingerprint(inputs: Iterable[Path], *words: str) -> str:
     """One checksum over names, sizes and times of all files below these folders, or of these files; and over words."""
     digest = hashlib.sha256("\n".join(words).encode())
-    for place in inputs:
-        lines = [f"{name}\0{size}\0{modified}\n" for name, size, modified in sorted(stamps(str(place)))]
-        digest.update("".join(lines).encode(errors="surrogateescape"))
+    for top in map(str, inputs):
+        found = places(top)
+        todo = chunks(found, _CHUNK)
+        sums = mapped(_checksum, top, todo) if len(found) > _FEW else (_checksum(top, each) for each in todo)
+        digest.update("".join(sums).encode())
     return digest.hexdigest()
 
 
-def stamps(place: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files below a folder, or of the file; links are not followed."""
-    if os.path.isfile(place):
-        stat = os.stat(place)
-        return [(place, stat.st_size, stat.st_mtime_ns)]
-    found, todo = [], [(place, "")]
+def _checksum(top: str, some: Sequence[str]) -> str:
+    lines = [f"{name}\0{size}\0{modified}\n" for place in some
+             for name, size, modified in sorted(stamps(place, place.removeprefix(top)))]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def places(top: str) -> list[str]:
+    """What work on all files below a folder is divided into: its folders two levels down, and the files above these. A
+    folder of results has one for every task, and that one for every method. Of a file, itself."""
+    if not os.path.isdir(top):
+        return [os.path.realpath(top)]
+    found: list[str] = []
+    folders = [top]
+    for _ in range(2):
+        inner: list[str] = []
+        for entry in (entry for folder in folders for entry in os.scandir(folder)):
+            (inner if entry.is_dir(follow_symlinks=False) else found).append(entry.path)
+        folders = inner
+    return sorted([*found, *folders])
+
+
+def stamps(place: str, name: str = "") -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of the files below a folder, or of a file; links are not followed. `name` is the place's
+    own."""
+    status = os.lstat(place)
+    if stat.S_ISREG(status.st_mode):
+        yield name, status.st_size, status.st_mtime_ns
+    todo = [(place, name and f"{name}/")] if stat.S_ISDIR(status.st_mode) else []
     while todo:
         folder, prefix = todo.pop()
+        if folder.endswith("__pycache__"):
+            continue
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
-                    stat = entry.stat(follow_symlinks=False)
-                    found.append((prefix + entry.name, stat.st_size, stat.st_mtime_ns))
-                elif entry.name != "__pycache__" and entry.is_dir(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield prefix + entry.name, status.st_size, status.st_mtime_ns
+                elif entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, f"{prefix}{entry.name}/"))
-    return found
 
 
-def find(folder: Path, name: str) -> list[str]:
-    """The paths of this name below a folder, in the order of their parts; links are not followed."""
-    found, todo = [], [str(folder)]
+def find(place: str, name: str) -> list[str]:
+    """The paths of this name below a folder, or of the place itself, in the order of their parts; links are not
+    followed."""
+    found = [place] if os.path.basename(place) == name else []
+    todo = [place] if os.path.isdir(place) and not os.path.islink(place) else []
     while todo:
         with os.scandir(todo.pop()) as entries:
             for entry in entries:
@@ -48,4 +80,9 @@ def find(folder: Path, name: str) -> list[str]:
                     found.append(entry.path)
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
-    return sorted(found, key=lambda path: path.split(os.sep))
+    return sorted(found, key=by_parts)
+
+
+def by_parts(path: str) -> list[str]:
+    """A key to sort paths by: the names on the way, one after the other."""
+    return path.split(os.sep)

@@ -90,6 +90,8 @@ def gunzip(content: bytes, limit: int) -> bytes:
 
 def parse_json(content: bytes) -> Any:
     """JSON, stricter than Python's: no key twice, no NaN or infinity, no hidden character in any text."""
+    if (plain := parse_plain(content)) is not None:
+        return plain
     quick = _quick(content, [content])
     try:
         value = _BOUNDED.decode(content.decode()) if quick is None else quick[0]
@@ -97,14 +99,17 @@ def parse_json(content: bytes) -> Any:
         raise
     except (ValueError, RecursionError):  # UnicodeDecodeError, JSONDecodeError, integers of thousands of digits
         raise RefusedError("is not JSON, or is cut short") from None
-    if not is_plain(content):
-        _check(value)
+    _check(value)
     return value
 
 
-def is_plain(content: bytes) -> bool:
-    """Whether it is ASCII without an escape, in which no text hides anything, and so need not be looked at."""
-    return content.isascii() and b"\\" not in content and b"\x7f" not in content
+def parse_plain(content: bytes) -> Any:
+    """The same of JSON that is ASCII without an escape, in which no text hides anything, and that the quick parser
+    reads; None where only `parse_json` can say."""
+    if not content.isascii() or b"\\" in content or b"\x7f" in content:
+        return None
+    quick = _quick(content, [content])
+    return None if quick is None else quick[0]
 
 
 def parse_lines(content: bytes) -> list[Any]:

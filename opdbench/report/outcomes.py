@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -89,37 +89,34 @@ def _outcomes(content: bytes) -> Columns:
     another begins, and as no outcome holds a list, that is nowhere but between outcomes.
     """
     text = content.removesuffix(b"\n")
-    more = text.count(b"\n")
+    joined = b"[" + text.replace(b"}\n{", b"},{") + b"]"
     try:
-        lines = from_json(b"[" + text.replace(b"\n", b",") + b"]", allow_inf_nan=False)
+        lines = from_json(joined, allow_inf_nan=False)
         columns = _columns(lines)
     except (ValueError, TypeError, KeyError):
         return _columns(untrusted.parse_lines(content))
     keys = len(Outcome._fields) * len(lines) + sum(map(len, columns.extra))
-    if (len(lines) == more + 1 <= untrusted.OUTCOMES and text.count(b"}\n{") == more
-            and keys == untrusted.keys_written(text)):
+    if (b"\n" not in joined and len(lines) == text.count(b"\n") + 1 <= untrusted.OUTCOMES
+            and keys == untrusted.keys_written(joined)):
         return columns
     return _columns(untrusted.parse_lines(content))
-
-
-_fields = itemgetter(*Outcome._fields)
 
 
 def _columns(lines: Sequence[Any]) -> Columns:
     """Outcomes checked by columns: one after the other takes five times as long."""
     if set(map(len, lines)) != {len(Outcome._fields)}:
         raise ValueError("an outcome has other fields")
-    columns = Columns(*zip(*map(_fields, lines), strict=True))
-    kinds = {name: set(map(type, column)) for name, column in zip(Outcome._fields, columns, strict=True)}
-    if not (kinds["id"] == {str} and all(columns.id) and max(map(len, columns.id)) <= untrusted.LONGEST_NAME
-            and not untrusted.HIDDEN.search("".join(columns.id)) and set(columns.mode) <= {"greedy", "sampled"}
-            and _are_scores(columns.score) and kinds["extra"] == {dict}
-            and all(_are_scores(tuple(extra.values())) for extra in columns.extra if extra)
-            and kinds["length"] == {int} and min(columns.length) >= 0
-            and max(columns.length) <= untrusted.LARGEST_SCORE
-            and kinds["truncated"] == {bool} and kinds["output"] <= {str, type(None)}):
+    columns = Columns(*(tuple([line[name] for line in lines]) for name in Outcome._fields))
+    kinds = Columns(*(set(map(type, column)) for column in columns))
+    names = "".join(columns.id) if kinds.id == {str} else ""
+    if not (names and all(columns.id) and max(map(len, columns.id)) <= untrusted.LONGEST_NAME
+            and (names.isprintable() or not untrusted.HIDDEN.search(names))
+            and set(columns.mode) <= {"greedy", "sampled"} and _are_scores(columns.score) and kinds.extra == {dict}
+            and all(_are_scores(tuple(extra.values())) for extra in filter(None, columns.extra))
+            and kinds.length == {int} and min(columns.length) >= 0 and max(columns.length) <= untrusted.LARGEST_SCORE
+            and kinds.truncated == {bool} and kinds.output <= {str, NoneType}):
         raise ValueError("an outcome's field is of another kind")
-    return columns._replace(score=tuple(map(float, columns.score)))
+    return columns if kinds.score == {float} else columns._replace(score=tuple(map(float, columns.score)))
 
 
 def _are_scores(values: Sequence[Any]) -> bool:

@@ -23,14 +23,14 @@ from opdbench.parallel import chunks, mapped
 from opdbench.report.outcomes import Means, Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome
-from opdbench.stamps import find
+from opdbench.stamps import by_parts, find, places
 from opdbench.store import RECORD, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
 
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
-_CHUNK, _FEW = 200, 1000  # records that a process reads at a time; from how many on a second process is worth its start
+_CHUNK, _FEW = 10, 100  # folders that a process reads at a time; from how many on a second process is worth its start
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    path: Path
+    path: str
     problem: str
 
 
@@ -95,7 +95,7 @@ class Packed(NamedTuple):
     trust: str
 
     def run(self) -> Run:
-        return Run(Path(self.path), Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
+        return Run(Path(self.path).parent, Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
 
 
 def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
@@ -113,22 +113,23 @@ def read_packed(results: Path) -> tuple[list[Packed], list[Unreadable]]:
     """The same, not yet unpacked."""
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    paths = find(results, RECORD)
-    parts = mapped(_read_chunk, None, chunks(paths, _CHUNK)) if len(paths) > _FEW else [_read_chunk(None, paths)]
-    read = [each for part in parts for each in part]
+    below = places(str(results))
+    todo = chunks(below, _CHUNK)
+    parts = mapped(_read_chunk, None, todo) if len(below) > _FEW else (_read_chunk(None, each) for each in todo)
+    read = sorted((each for part in parts for each in part), key=lambda each: by_parts(each.path))
     return [each for each in read if isinstance(each, Packed)], [each for each in read if isinstance(each, Unreadable)]
 
 
-def _read_chunk(_: None, paths: Sequence[str]) -> list[Packed | Unreadable]:
-    return [_read_or_not(Path(path)) for path in paths]
+def _read_chunk(_: None, some: Sequence[str]) -> list[Packed | Unreadable]:
+    return [_read_or_not(Path(path)) for place in some for path in find(place, RECORD)]
 
 
 def _read_or_not(path: Path) -> Packed | Unreadable:
     try:
         run = read_run(path)
     except UserError as error:
-        return Unreadable(path, error.problem)
-    return Packed(str(run.path), run.record.recipe.task, run.record.model_copy(update={"curve": []}).model_dump_json(),
+        return Unreadable(str(path), error.problem)
+    return Packed(str(path), run.record.recipe.task, run.record.model_copy(update={"curve": []}).model_dump_json(),
                   run.problem, run.trust)
 
 

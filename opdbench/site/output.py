@@ -62,7 +62,7 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
 
 def is_whole(out: Path, manifest: Manifest) -> bool:
     """Whether every page is still there, in its size."""
-    there = {name: size for name, size, _ in stamps(str(out))}
+    there = {name: size for name, size, _ in stamps(os.path.realpath(out))}
     return all(there.get(path) == size for path, (size, _) in manifest.files.items())
 
 
