@@ -20,7 +20,7 @@ def fingerprint(inputs: Iterable[Path], *words: str) -> str:
     """One checksum over names, sizes and times of all files below these folders, or of these files; and over words."""
     digest = hashlib.sha256("\n".join(words).encode())
     for top in map(str, inputs):
-        found = places(top)
+        found = places(top, 2)
         todo = chunks(found, _CHUNK)
         sums = mapped(_checksum, top, todo) if len(found) > _FEW else (_checksum(top, each) for each in todo)
         digest.update("".join(sums).encode())
@@ -33,19 +33,20 @@ def _checksum(top: str, some: Sequence[str]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def places(top: str) -> list[str]:
-    """What work on all files below a folder is divided into: its folders two levels down, and the files above these. A
-    folder of results has one for every task, and that one for every method. Of a file, itself."""
+def places(top: str, depth: int) -> list[str]:
+    """What work on all files below a folder is divided into, in the order of their parts: its folders so many levels
+    down, and the files above these. A folder of results has one for every task, and in that one for every method. Of a
+    file, itself."""
     if not os.path.isdir(top):
         return [os.path.realpath(top)]
     found: list[str] = []
     folders = [top]
-    for _ in range(2):
+    for _ in range(depth):
         inner: list[str] = []
         for entry in (entry for folder in folders for entry in os.scandir(folder)):
             (inner if entry.is_dir(follow_symlinks=False) else found).append(entry.path)
         folders = inner
-    return sorted([*found, *folders])
+    return sorted([*found, *folders], key=_parts)
 
 
 def stamps(place: str, name: str = "") -> Iterator[tuple[str, int, int]]:
@@ -80,9 +81,8 @@ def find(place: str, name: str) -> list[str]:
                     found.append(entry.path)
                 if entry.is_dir(follow_symlinks=False):
                     todo.append(entry.path)
-    return sorted(found, key=by_parts)
+    return sorted(found, key=_parts)
 
 
-def by_parts(path: str) -> list[str]:
-    """A key to sort paths by: the names on the way, one after the other."""
+def _parts(path: str) -> list[str]:
     return path.split(os.sep)

@@ -193,16 +193,20 @@ def _check_version(path: Path, content: Any) -> None:
                         "install a newer opdbench")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, then rename over: a reader sees the old file or the new one, whatever happens."""
+def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Write beside, flush to disk, then rename over: a reader sees the old file or the new one, whatever happens.
+
+    Flushing takes milliseconds. Without it a machine that loses its power may lose the file: for what can be made again.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(beside, "wb") as handle:
                 handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
+                if flush:
+                    handle.flush()
+                    os.fsync(handle.fileno())
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)

@@ -23,14 +23,14 @@ from opdbench.parallel import chunks, mapped
 from opdbench.report.outcomes import Means, Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome
-from opdbench.stamps import by_parts, find, places
+from opdbench.stamps import find, places
 from opdbench.store import RECORD, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
 
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
-_CHUNK, _FEW = 10, 100  # folders that a process reads at a time; from how many on a second process is worth its start
+_CHUNK, FEW = 10, 100  # folders that a process reads at a time; from how many on a second process is worth its start
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    path: str
+    path: Path
     problem: str
 
 
@@ -85,17 +85,15 @@ class Study(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A run that was read, on its way to where it is needed: without its curve, which is most of a record and which
-    nothing that compares runs looks at, and as text, which gets from one process to another with the least work."""
+    """A run on its way from one process to another: its record as text, which is the least work."""
 
     path: str
-    task: str
     record: str
     problem: str | None
     trust: str
 
     def run(self) -> Run:
-        return Run(Path(self.path).parent, Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
+        return Run(Path(self.path), Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
 
 
 def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
@@ -105,32 +103,35 @@ def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     Raises:
         UserError: there is no such folder.
     """
-    packed, unreadable = read_packed(results)
-    return [each.run() for each in packed], unreadable
-
-
-def read_packed(results: Path) -> tuple[list[Packed], list[Unreadable]]:
-    """The same, not yet unpacked."""
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    below = places(str(results))
-    todo = chunks(below, _CHUNK)
-    parts = mapped(_read_chunk, None, todo) if len(below) > _FEW else (_read_chunk(None, each) for each in todo)
-    read = sorted((each for part in parts for each in part), key=lambda each: by_parts(each.path))
-    return [each for each in read if isinstance(each, Packed)], [each for each in read if isinstance(each, Unreadable)]
+    below = places(str(results), 2)
+    if len(below) <= FEW:
+        return read_below(below)
+    parts = list(mapped(_read_chunk, None, chunks(below, _CHUNK)))
+    return [each.run() for packed, _ in parts for each in packed], [each for _, unread in parts for each in unread]
 
 
-def _read_chunk(_: None, some: Sequence[str]) -> list[Packed | Unreadable]:
-    return [_read_or_not(Path(path)) for place in some for path in find(place, RECORD)]
+def _read_chunk(_: None, some: Sequence[str]) -> tuple[list[Packed], list[Unreadable]]:
+    runs, unreadable = read_below(some)
+    return [pack(run) for run in runs], unreadable
 
 
-def _read_or_not(path: Path) -> Packed | Unreadable:
-    try:
-        run = read_run(path)
-    except UserError as error:
-        return Unreadable(str(path), error.problem)
-    return Packed(str(path), run.record.recipe.task, run.record.model_copy(update={"curve": []}).model_dump_json(),
-                  run.problem, run.trust)
+def pack(run: Run) -> Packed:
+    return Packed(str(run.path), run.record.model_dump_json(), run.problem, run.trust)
+
+
+def read_below(some: Sequence[str]) -> tuple[list[Run], list[Unreadable]]:
+    """Every record below some places; see `read_records`."""
+    runs, unreadable = [], []
+    for path in (path for place in some for path in find(place, RECORD)):
+        try:
+            run = read_run(Path(path))
+        except UserError as error:
+            unreadable.append(Unreadable(Path(path), error.problem))
+        else:
+            runs.append(replace(run, record=run.record.model_copy(update={"curve": []})))
+    return runs, unreadable
 
 
 def read_run(path: Path) -> Run:
