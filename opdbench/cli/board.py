@@ -15,7 +15,7 @@ from opdbench.text import print_json, table
 from opdbench.untrusted import inert
 
 if TYPE_CHECKING:
-    from opdbench.report.board import Built, Records
+    from opdbench.report.board import All
     from opdbench.report.unchanged import Facts
 
 WHAT = ("build", "check", "list", "site", "serve")
@@ -46,9 +46,7 @@ def execute(args: argparse.Namespace) -> int:
         return site.build(args) if args.what == "site" else site.serve(args)
     if args.what == "build":
         return _build(leaderboards, wanted, args)
-    records = board.read(Path(args.results))
-    built = board.build_all(leaderboards, wanted, records)
-    return _check(built, records, args)
+    return _check(board.build_all(leaderboards, wanted, Path(args.results)), args)
 
 
 def _list(leaderboards: Path, names: Sequence[str], args: argparse.Namespace) -> int:
@@ -72,14 +70,13 @@ def _build(leaderboards: Path, wanted: Sequence[str], args: argparse.Namespace) 
     if not args.fresh and (made := unchanged.made_of(leaderboards, inputs)) is not None:
         _print_built([(facts, []) for facts in made], leaderboards, args)
         return 0
-    records = board.read(Path(args.results))
-    built = board.build_all(leaderboards, wanted, records)
-    written = [(unchanged.facts(each), board.write(each)) for each in built]
-    if inputs and not records.unreadable:  # which is said each time
-        unchanged.remember(leaderboards, inputs, built)
+    built = board.build_all(leaderboards, wanted, Path(args.results))
+    written = [(unchanged.facts(each), board.write(each)) for each in built.tables]
+    if inputs and not built.unreadable:  # which is said each time
+        unchanged.remember(leaderboards, inputs, built.tables)
     _print_built(written, leaderboards, args)
     if not args.json:
-        _print_unreadable(records)
+        _print_unreadable(built)
     return 0
 
 
@@ -93,26 +90,26 @@ def _print_built(written: Sequence[tuple[Facts, list[str]]], leaderboards: Path,
                     + (f"; left out: {reasons}" if reasons else "")))
 
 
-def _check(built: Sequence[Built], records: Records, args: argparse.Namespace) -> int:
+def _check(built: All, args: argparse.Namespace) -> int:
     from opdbench.report.board import differing, first_difference
     from opdbench.report.unchanged import facts
 
-    found = {board.name: [first_difference(board, file) for file in differing(board)] for board in built}
+    found = {board.name: [first_difference(board, file) for file in differing(board)] for board in built.tables}
     failed = any(found.values())
     if args.json:
         print_json({"passed": not failed, "boards": [{**facts(board).model_dump(), "differences": found[board.name]}
-                                                     for board in built]})
+                                                     for board in built.tables]})
         return CHECK_FAILED if failed else 0
-    for board in built:
+    for board in built.tables:
         print(f"{board.folder}: " + ("not what the records give" if found[board.name] else "what the records give"))
         for difference in found[board.name]:
             print(f"  {difference}")
         if found[board.name]:
             print(f"  fix: opdbench board build {board.name}")
-    _print_unreadable(records)
+    _print_unreadable(built)
     return CHECK_FAILED if failed else 0
 
 
-def _print_unreadable(records: Records) -> None:
-    for path, problem in records.unreadable:
+def _print_unreadable(built: All) -> None:
+    for path, problem in built.unreadable:
         print(inert(f"not read: {path}: {problem}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,15 +14,24 @@ from opdbench.report import suite_tables
 from opdbench.report.charts import CHART, figure
 from opdbench.report.entries import Entry, select
 from opdbench.report.files import differing, first_difference, write
-from opdbench.report.runs import Run, Unreadable, read_records
+from opdbench.report.runs import FEW, Packed, Run, Unreadable, pack, read_below, read_records
 from opdbench.report.standings import Standing, standings
 from opdbench.report.tables import render
-from opdbench.schema.board import RULES, AnyBoard, SuiteBoard, read_board
+from opdbench.schema.board import RULES, AnyBoard, Board, SuiteBoard, read_board
+from opdbench.stamps import places
 
-__all__ = ["Built", "Records", "build", "build_all", "differing", "first_difference", "folder_of", "names", "read",
+__all__ = ["All", "Built", "Records", "Tables", "build", "build_all", "differing", "first_difference", "folder_of", "names", "read",
            "write"]
 
-_FEW = 1000  # records from which on a second process is worth its start
+
+class Tables(NamedTuple):
+    """What is written of a board."""
+
+    name: str
+    folder: Path
+    files: Mapping[str, str]  # content by file name
+    entries: int
+    left_out: Counter[str]  # runs of its task by the rule that they break
 
 
 class Built(NamedTuple):
@@ -32,14 +41,37 @@ class Built(NamedTuple):
     folder: Path
     board: AnyBoard
     entries: Sequence[Entry] | Sequence[Standing]  # the latter for a board over several tasks
-    files: Mapping[str, str]  # content by file name
-    left_out: Counter[str]  # runs of its task by the rule that they break
+    files: Mapping[str, str]
+    left_out: Counter[str]
+
+    @property
+    def tables(self) -> Tables:
+        return Tables(self.name, self.folder, self.files, len(self.entries), self.left_out)
 
 
-class Records(NamedTuple):
-    runs: Sequence[Run]
-    unreadable: Sequence[Unreadable]
-    results: Path = Path("results")  # where they are; what suites chose lies there too
+class Records:
+    """What was read of a folder of records."""
+
+    def __init__(self, runs: Iterable[Run], unreadable: Sequence[Unreadable], results: Path) -> None:
+        self.unreadable, self.results = unreadable, results  # what suites chose lies there too
+        self.by_task: dict[str, list[Run]] = {}
+        for run in runs:
+            self.by_task.setdefault(run.record.recipe.task, []).append(run)
+
+    def of(self, tasks: Iterable[str]) -> list[Run]:
+        """The runs of these tasks, each in the order of their paths."""
+        return [run for task in tasks for run in self.by_task.get(task, ())]
+
+    @property
+    def runs(self) -> list[Run]:
+        return self.of(self.by_task)
+
+
+class All(NamedTuple):
+    """What is written of several boards, in the order of their names, and the records that could not be read for it."""
+
+    tables: list[Tables]
+    unreadable: list[Unreadable]
 
 
 def names(leaderboards: Path) -> list[str]:
@@ -59,28 +91,64 @@ def folder_of(leaderboards: Path, name: str) -> Path:
     return leaderboards / name
 
 
-def build_all(leaderboards: Path, names: Sequence[str], records: Records) -> list[Built]:
-    """What the files of several boards should be, in the order of the names."""
-    given = leaderboards, records
-    if len(records.runs) > _FEW:
-        return list(mapped(_build, given, names))
-    return [_build(given, name) for name in names]
+def build_all(leaderboards: Path, names: Sequence[str], results: Path) -> All:
+    """What the files of several boards should be.
+
+    A process reads the records of one folder after another, and builds of each the boards over one task that it has
+    runs of. That was right wherever all runs of a task lie in one folder, which is where `opdbench run` puts them. Only
+    what other boards need is brought together here: the runs of boards over several tasks, and of several folders.
+    """
+    if not results.is_dir():
+        raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
+    boards = {name: read_board(folder_of(leaderboards, name)) for name in names}
+    given, found = (leaderboards, boards, results), places(str(results), 1)
+    many = len(places(str(results), 2)) > FEW
+    parts = list(mapped(_build_part, given, found) if many else (_build_part(given, place) for place in found))
+    folders = Counter(task for part in parts for task in part.tasks)
+    alone = {name for name, board in boards.items() if isinstance(board, Board)}
+    built = {name: tables for part in parts for name, tables in part.built.items() if folders[boards[name].task_ids[0]] == 1}
+    rest = [name for name in names if name not in built]
+    spread = any(folders[task] > 1 for name in rest if name in alone for task in boards[name].task_ids)
+    runs = read_records(results)[0] if spread else [each.run() for part in parts for each in part.packed]
+    others = leaderboards, Records(runs, (), results)
+    built.update(zip(rest, mapped(_build, others, rest) if many else (_build(others, name) for name in rest), strict=True))
+    return All([built[name] for name in names], [each for part in parts for each in part.unreadable])
 
 
-def _build(given: tuple[Path, Records], name: str) -> Built:
+class _Part(NamedTuple):
+    """What a process made of the records of one folder."""
+
+    tasks: set[str]
+    built: dict[str, Tables]  # boards over one of these tasks
+    packed: list[Packed]  # runs for boards over several
+    unreadable: list[Unreadable]
+
+
+def _build_part(given: tuple[Path, Mapping[str, AnyBoard], Path], place: str) -> _Part:
+    leaderboards, boards, results = given
+    runs, unreadable = read_below([place])
+    records = Records(runs, unreadable, results)
+    alone = [name for name, board in boards.items() if isinstance(board, Board) and board.task in records.by_task]
+    shared = {task for board in boards.values() if not isinstance(board, Board) for task in board.task_ids}
+    return _Part(set(records.by_task), {name: _build((leaderboards, records), name) for name in alone},
+                 [pack(run) for task in shared for run in records.of([task])], unreadable)
+
+
+def _build(given: tuple[Path, Records], name: str) -> Tables:
     leaderboards, records = given
-    return build(leaderboards, name, records)
+    return build(leaderboards, name, records).tables
 
 
 def build(leaderboards: Path, name: str, records: Records) -> Built:
     """What a board's files should be; writes nothing."""
     folder = folder_of(leaderboards, name)
     board = read_board(folder)
+    runs = records.of(board.task_ids)
     if isinstance(board, SuiteBoard):
-        found = standings(board, records.runs, records.results)
+        found = standings(board, runs, records.results)
         files = suite_tables.render(board, found, f"opdbench board build {name}")
         return Built(name, folder, board, found.lines, _with_chart(board, files), found.left_out)
-    entries, left_out = select(board, records.runs)
+    entries, left_out = select(board, runs)
     files = render(board, entries, f"opdbench board build {name}")
     return Built(name, folder, board, entries, _with_chart(board, files), left_out)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from opdbench import stats
 from opdbench.errors import UserError
+from opdbench.parallel import chunks
 from opdbench.report.runs import COSTS as COSTS
 from opdbench.report.runs import Run, Setting, Study, by_setting, changed, study, with_outcomes
 from opdbench.report.timing import Time, times
@@ -22,6 +23,7 @@ from opdbench.stats import Estimate, Interval
 from opdbench.trust import lowest
 
 Array = NDArray[np.float64]
+_TOGETHER = 64  # pairs of entries whose difference is estimated in one go
 
 
 class Failure(NamedTuple):
@@ -142,17 +144,47 @@ def difference(first: Entry, second: Entry, mode: str) -> Estimate | None:
     return difference_of(studies[0], gaps[0].value_se, studies[1], gaps[1].value_se)
 
 
+def differences(entries: Sequence[Entry]) -> dict[tuple[int, int], Estimate | None]:
+    """Differences of all pairs (i, j) with i < j, by what the entries are ranked by; many are estimated in one go.
+
+    Raises:
+        UserError: two were tested on different examples.
+    """
+    tables = [(entry.study, _gap(entry).value_se) for entry in entries if entry.study is not None]
+    pairs = {(i, j): _paired(*tables[i], *tables[j]) for i in range(len(tables)) for j in range(i + 1, len(tables))}
+    found: dict[tuple[int, int], Estimate | None] = dict.fromkeys(pairs)
+    alike: dict[tuple[bool, tuple[int, ...]], list[tuple[int, int]]] = {}
+    for (i, j), pair_se in pairs.items():
+        if pair_se is not None:
+            alike.setdefault((tables[i][0].shared, pair_se.shape), []).append((i, j))
+    for (shared, _), where in alike.items():
+        for some in chunks(where, _TOGETHER):
+            pair_kse = np.stack([pair_se for pair in some if (pair_se := pairs[pair]) is not None])
+            found.update(zip(some, _means(pair_kse, shared), strict=True))
+    return found
+
+
 def difference_of(first: Study, first_se: Array, second: Study, second_se: Array) -> Estimate | None:
     """The mean of the differences over common seeds; None when there are fewer than two."""
+    pair_se = _paired(first, first_se, second, second_se)
+    return None if pair_se is None else _means(pair_se[None], first.shared)[0]
+
+
+def _means(pair_kse: Array, shared: bool) -> list[Estimate]:
+    # Rounded, since a difference of equal numbers must be none at all.
+    return stats.each(np.round(pair_kse, 12), shared=shared)
+
+
+def _paired(first: Study, first_se: Array, second: Study, second_se: Array) -> Array | None:
     if first.example_e != second.example_e:
         raise UserError("the two were not tested on the same examples", "compare runs of one version of the task")
     common = [seed for seed in first.seeds if seed in second.seeds]
     if len(common) < 2:
         return None
+    if first.seeds == second.seeds:
+        return first_se - second_se
     index = ([first.seeds.index(seed) for seed in common], [second.seeds.index(seed) for seed in common])
-    # Rounded, since a difference of equal numbers must be none at all.
-    difference_se = np.round(first_se[index[0]] - second_se[index[1]], 12)
-    return (stats.crossed if first.shared else stats.fresh)(difference_se)
+    return first_se[index[0]] - second_se[index[1]]
 
 
 class Placement(NamedTuple):
@@ -181,10 +213,8 @@ def placements(board: Rules, n: int, found: Mapping[tuple[int, int], Estimate | 
 
 
 def _with_ties(board: Board, entries: list[Entry]) -> list[Entry]:
-    found = {(i, j): difference(entries[i], entries[j], board.rank_by)
-             for i in range(len(entries)) for j in range(i + 1, len(entries))}
     return [replace(entry, **placed._asdict())
-            for entry, placed in zip(entries, placements(board, len(entries), found), strict=True)]
+            for entry, placed in zip(entries, placements(board, len(entries), differences(entries)), strict=True)]
 
 
 def _gap(entry: Entry) -> Gap:
@@ -197,8 +227,8 @@ def entry_of(setting: Setting, runs: Sequence[Run]) -> Entry:
     table, usable = study(runs), [run for run in runs if run.usable]
     return Entry(
         setting=setting, changed=changed(runs[0].record), study=table,
-        scores={} if table is None else {key: stats.mean_score(score_se, shared=table.shared)
-                                         for key, score_se in table.score_se.items()},
+        scores={} if table is None else dict(zip(table.score_se, stats.mean_scores(
+            np.stack(list(table.score_se.values())), shared=table.shared), strict=True)),
         gaps={} if table is None else gaps(table),
         costs={name: fmean(run.record.ledger[name] for run in usable) for name in COSTS if usable},
         seed_costs={name: {run.seed: run.record.ledger[name] for run in usable} for name in COSTS if usable},
@@ -218,7 +248,7 @@ def gaps(table: Study) -> dict[str, Gap]:
             continue  # not measurable: the teacher is not better
     if found and found.keys() == set(table.modes):
         value_se = np.mean([gap.value_se for gap in found.values()], axis=0)
-        found["mean"] = Gap((stats.crossed if table.shared else stats.fresh)(value_se), value_se)
+        found["mean"] = Gap(stats.each(value_se[None], shared=table.shared)[0], value_se)
     return found
 
 
@@ -259,6 +289,8 @@ def is_model(wanted: str | None, model: ModelRef | None) -> bool:
 
 
 def _has(recipe: Recipe, wanted: Mapping[str, Any]) -> bool:
+    if not wanted:
+        return True
     values = {**recipe.evaluation.model_dump(), **recipe.training.model_dump(), **recipe.params}
     return all(name in values and values[name] == value for name, value in wanted.items())
 

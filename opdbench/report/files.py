@@ -27,7 +27,7 @@ def write(built: Generated) -> list[str]:
     changed = differing(built)
     built.folder.mkdir(parents=True, exist_ok=True)
     for file in changed:
-        write_atomically(built.folder / file, built.files[file].encode())
+        write_atomically(built.folder / file, built.files[file].encode(), flush=False)
     return changed
 
 

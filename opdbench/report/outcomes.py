@@ -9,25 +9,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
-from statistics import fmean
+from types import NoneType
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import from_json
+
 from opdbench import untrusted
 from opdbench.schema.record import OutcomeFile, Score
-from opdbench.scores import Outcome, scores
-from opdbench.store import read_stored, unpacked
+from opdbench.scores import Columns, Outcome, score
+from opdbench.store import read_stored
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Means:
+    """The mean score of every example, over its samples where there are several."""
+
+    example_e: tuple[str, ...]
+    score_e: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Tested:
     """What one file of raw outcomes holds, and what it makes."""
 
-    outcomes: Sequence[Outcome]
+    columns: Columns
     scores: Mapping[str, Score]  # by mode
-    means: Mapping[str, Mapping[str, float]]  # by mode and example; over samples where there are several
+    means: Mapping[str, Means]  # by mode
+
+    def __len__(self) -> int:
+        return len(self.columns.id)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return list(map(Outcome._make, zip(*self.columns, strict=True)))
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether every outcome is a text; episodes have none."""
+        return None not in self.columns.output
 
 
 _held: WeakValueDictionary[tuple[str, str], Tested] = WeakValueDictionary()
@@ -43,42 +68,57 @@ def read_tested(folder: Path, file: OutcomeFile, metric: str) -> Tested:
     def opened(content: bytes) -> Tested:
         known = _held.get((file.sha256, metric))
         if known is None:
-            known = _held[file.sha256, metric] = _tested(_outcomes(unpacked(content)), metric)
+            found = _outcomes(untrusted.gunzip(content, untrusted.OUTCOMES_UNPACKED))
+            known = _held[file.sha256, metric] = _tested(found, metric)
         return known
 
     return read_stored(folder, file, opened)
 
 
-def _tested(outcomes: Sequence[Outcome], metric: str) -> Tested:
-    samples: dict[str, dict[str, list[float]]] = {}
-    for outcome in outcomes:
-        samples.setdefault(outcome.mode, {}).setdefault(outcome.id, []).append(outcome.score)
-    means = {mode: {name: found[0] if len(found) == 1 else fmean(found) for name, found in of_mode.items()}
-             for mode, of_mode in samples.items()}
-    return Tested(outcomes, scores(outcomes, metric), means)
+def _tested(columns: Columns, metric: str) -> Tested:
+    by_mode = columns.by_mode()
+    means = {mode: of_mode.means() for mode, of_mode in by_mode.items()}
+    return Tested(columns, {mode: score(of_mode, metric) for mode, of_mode in by_mode.items()},
+                  {mode: Means(tuple(found), np.array(list(found.values()))) for mode, found in means.items()})
 
 
-_fields = itemgetter(*Outcome._fields)
+def _outcomes(content: bytes) -> Columns:
+    """The outcomes that lines of JSON hold, as columns; what cannot be read quickly is read again, which says why.
+
+    All lines are one list to the quick parser. Its elements are the lines: where two of these meet, a value ends and
+    another begins, and as no outcome holds a list, that is nowhere but between outcomes.
+    """
+    text = content.removesuffix(b"\n")
+    joined = b"[" + text.replace(b"}\n{", b"},{") + b"]"
+    try:
+        lines = from_json(joined, allow_inf_nan=False)
+        columns = _columns(lines)
+    except (ValueError, TypeError, KeyError):
+        return _columns(untrusted.parse_lines(content))
+    keys = len(Outcome._fields) * len(lines) + sum(map(len, columns.extra))
+    if (b"\n" not in joined and len(lines) == text.count(b"\n") + 1 <= untrusted.OUTCOMES
+            and keys == untrusted.keys_written(joined)):
+        return columns
+    return _columns(untrusted.parse_lines(content))
 
 
-def _outcomes(lines: Sequence[Any]) -> list[Outcome]:
-    """The outcomes that lines hold, checked by columns: one after the other takes five times as long."""
+def _columns(lines: Sequence[Any]) -> Columns:
+    """Outcomes checked by columns: one after the other takes five times as long."""
     if set(map(len, lines)) != {len(Outcome._fields)}:
         raise ValueError("an outcome has other fields")
-    columns = dict(zip(Outcome._fields, zip(*map(_fields, lines), strict=True), strict=True))
-    kinds = {name: set(map(type, column)) for name, column in columns.items()}
-    ids, extras = columns["id"], columns["extra"]
-    if not (kinds["id"] == {str} and all(ids) and max(map(len, ids)) <= untrusted.LONGEST_NAME
-            and not untrusted.HIDDEN.search("".join(ids)) and set(columns["mode"]) <= {"greedy", "sampled"}
-            and all(map(_is_score, columns["score"])) and kinds["extra"] == {dict}
-            and all(_is_score(value) for extra in extras if extra for value in extra.values())
-            and kinds["length"] == {int} and min(columns["length"]) >= 0
-            and max(columns["length"]) <= untrusted.LARGEST_SCORE
-            and kinds["truncated"] == {bool} and kinds["output"] <= {str, type(None)}):
+    columns = Columns(*(tuple([line[name] for line in lines]) for name in Outcome._fields))
+    kinds = Columns(*(set(map(type, column)) for column in columns))
+    names = "".join(columns.id) if kinds.id == {str} else ""
+    if not (names and all(columns.id) and max(map(len, columns.id)) <= untrusted.LONGEST_NAME
+            and (names.isprintable() or not untrusted.HIDDEN.search(names))
+            and set(columns.mode) <= {"greedy", "sampled"} and _are_scores(columns.score) and kinds.extra == {dict}
+            and all(_are_scores(tuple(extra.values())) for extra in filter(None, columns.extra))
+            and kinds.length == {int} and min(columns.length) >= 0 and max(columns.length) <= untrusted.LARGEST_SCORE
+            and kinds.truncated == {bool} and kinds.output <= {str, NoneType}):
         raise ValueError("an outcome's field is of another kind")
-    columns["score"] = tuple(map(float, columns["score"]))
-    return list(map(Outcome._make, zip(*columns.values(), strict=True)))
+    return columns if kinds.score == {float} else columns._replace(score=tuple(map(float, columns.score)))
 
 
-def _is_score(value: Any) -> bool:
-    return type(value) in (int, float) and -untrusted.LARGEST_SCORE <= value <= untrusted.LARGEST_SCORE
+def _are_scores(values: Sequence[Any]) -> bool:
+    return (set(map(type, values)) <= {int, float} and -untrusted.LARGEST_SCORE <= min(values)
+            and max(values) <= untrusted.LARGEST_SCORE)

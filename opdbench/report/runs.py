@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -21,16 +20,17 @@ from numpy.typing import NDArray
 from opdbench import untrusted
 from opdbench.errors import UserError
 from opdbench.parallel import chunks, mapped
-from opdbench.report.outcomes import Tested, read_tested
+from opdbench.report.outcomes import Means, Tested, read_tested
 from opdbench.schema.record import Phase, Record, Score, gap_recovered
 from opdbench.scores import Outcome
+from opdbench.stamps import find, places
 from opdbench.store import RECORD, read_whole
 from opdbench.trust import SELF_REPORTED, trust_of
 
 Array = NDArray[np.float64]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 COSTS = ("student_tokens", "teacher_tokens", "teacher_scored", "total_flops", "cpu_seconds")
-_CHUNK, _FEW = 200, 1000  # records that a process reads at a time; from how many on a second process is worth its start
+_CHUNK, FEW = 10, 100  # folders that a process reads at a time; from how many on a second process is worth its start
 FRESH = "fresh "  # the reference of a network that is initialised from the run's seed
 
 
@@ -50,6 +50,7 @@ class Run:
 
     @property
     def outcomes(self) -> dict[Phase, Sequence[Outcome]]:
+        """By phase; they are put together anew each time."""
         return {phase: tested.outcomes for phase, tested in self.tested.items()}
 
     @property
@@ -83,31 +84,54 @@ class Study(NamedTuple):
         return tuple(mode for phase, mode in self.score_se if phase == "after")
 
 
+class Packed(NamedTuple):
+    """A run on its way from one process to another: its record as text, which is the least work."""
+
+    path: str
+    record: str
+    problem: str | None
+    trust: str
+
+    def run(self) -> Run:
+        return Run(Path(self.path), Record.model_validate_json(self.record), problem=self.problem, trust=self.trust)
+
+
 def read_records(results: Path) -> tuple[list[Run], list[Unreadable]]:
     """Every record below a results folder, or of one run's folder, in the order of their paths; outcomes not read, and
-    without the curves, which are most of a record and which nothing that compares runs looks at.
+    without the curves.
 
     Raises:
         UserError: there is no such folder.
     """
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
-    paths = sorted(results.rglob(RECORD))
-    parts = mapped(_read_chunk, None, chunks(paths, _CHUNK)) if len(paths) > _FEW else [_read_chunk(None, paths)]
-    read = [each for part in parts for each in part]
-    return [run for run in read if isinstance(run, Run)], [each for each in read if isinstance(each, Unreadable)]
+    below = places(str(results), 2)
+    if len(below) <= FEW:
+        return read_below(below)
+    parts = list(mapped(_read_chunk, None, chunks(below, _CHUNK)))
+    return [each.run() for packed, _ in parts for each in packed], [each for _, unread in parts for each in unread]
 
 
-def _read_chunk(_: None, paths: Sequence[Path]) -> list[Run | Unreadable]:
-    return [_read_or_not(path) for path in paths]
+def _read_chunk(_: None, some: Sequence[str]) -> tuple[list[Packed], list[Unreadable]]:
+    runs, unreadable = read_below(some)
+    return [pack(run) for run in runs], unreadable
 
 
-def _read_or_not(path: Path) -> Run | Unreadable:
-    try:
-        run = read_run(path)
-    except UserError as error:
-        return Unreadable(path, error.problem)
-    return replace(run, record=run.record.model_copy(update={"curve": []}))
+def pack(run: Run) -> Packed:
+    return Packed(str(run.path), run.record.model_dump_json(), run.problem, run.trust)
+
+
+def read_below(some: Sequence[str]) -> tuple[list[Run], list[Unreadable]]:
+    """Every record below some places; see `read_records`."""
+    runs, unreadable = [], []
+    for path in (path for place in some for path in find(place, RECORD)):
+        try:
+            run = read_run(Path(path))
+        except UserError as error:
+            unreadable.append(Unreadable(Path(path), error.problem))
+        else:
+            runs.append(replace(run, record=run.record.model_copy(update={"curve": []})))
+    return runs, unreadable
 
 
 def read_run(path: Path) -> Run:
@@ -183,25 +207,24 @@ def study(runs: Sequence[Run]) -> Study | None:
     if any(table.keys() != tables[0].keys() for table in tables) or len(set(examples)) > 1:
         raise UserError(f"the runs beside {usable[0].path} were not tested on the same examples",
                         "run them again with one version of the task")
-    _check_means(usable, tables)
-    score_se = {key: np.array([list(table[key].values()) for table in tables]) for key in tables[0]}
-    shared = all(outcome.output is not None for outcome in usable[0].tested["after"].outcomes)
-    return Study(seeds, shared, examples[0], score_se)
+    score_se = {key: np.array([table[key].score_e for table in tables]) for key in tables[0]}
+    _check_means(usable, score_se)
+    return Study(seeds, usable[0].tested["after"].has_texts, examples[0], score_se)
 
 
-def _check_means(runs: Sequence[Run], tables: Sequence[Mapping[tuple[Phase, str], Mapping[str, float]]]) -> None:
+def _check_means(runs: Sequence[Run], score_se: Mapping[tuple[Phase, str], Array]) -> None:
     """Intervals over examples are for scores that are means over them, which a corpus's BLEU is not."""
-    for run, table in zip(runs, tables, strict=True):
-        for (phase, mode), score in table.items():
+    for (phase, mode), of_phase_se in score_se.items():
+        for run, mean in zip(runs, of_phase_se.mean(1).tolist(), strict=True):
             stated: Score = getattr(run.record, phase)[mode]
-            if not math.isclose(stated.mean, fmean(score.values()), rel_tol=1e-9, abs_tol=1e-12):
+            if not math.isclose(stated.mean, mean, rel_tol=1e-9, abs_tol=1e-12):
                 raise UserError(f"{stated.metric} of {run.record.recipe.task} is no mean over examples, so it has no "
                                 "interval over seeds and examples", "compare by a metric that is one")
 
 
-def _examples(table: Mapping[tuple[Phase, str], Mapping[str, float]], path: Path) -> tuple[str, ...]:
+def _examples(table: Mapping[tuple[Phase, str], Means], path: Path) -> tuple[str, ...]:
     """The ids that every phase and mode was tested on."""
-    names = {tuple(scores) for scores in table.values()}
+    names = {means.example_e for means in table.values()}
     if len(names) != 1:
         raise UserError(f"{path} was not tested on the same examples in every phase and mode",
                         "run it again, with --fresh")
@@ -225,14 +248,14 @@ def _tested(run: Run, phase: Phase) -> Tested:
     for mode in stated.keys() | found.scores.keys():
         if not _equal(stated.get(mode), found.scores.get(mode)):
             raise UserError(f"the raw outcomes {phase} do not make the {mode} score that the record states")
-    if len(found.outcomes) != file.n:
-        raise UserError(f"there are {len(found.outcomes)} raw outcomes {phase}, and the record says {file.n}")
+    if len(found) != file.n:
+        raise UserError(f"there are {len(found)} raw outcomes {phase}, and the record says {file.n}")
     return found
 
 
 def _check_examples(tested: Mapping[Phase, Tested]) -> None:
     """Every phase and mode must be of the same examples; else no comparison of them means anything."""
-    if len({tuple(means) for found in tested.values() for means in found.means.values()}) > 1:
+    if len({means.example_e for found in tested.values() for means in found.means.values()}) > 1:
         raise UserError("it was not tested on the same examples in every phase and mode")
 
 
@@ -260,6 +283,8 @@ def _equal(stated: Score | None, recomputed: Score | None) -> bool:
     """Equal up to the rounding of another machine's arithmetic."""
     if stated is None or recomputed is None or stated.n != recomputed.n:
         return False
+    if vars(stated) == vars(recomputed):
+        return True
     words = [(score.interval, score.metric, score.extra.keys()) for score in (stated, recomputed)]
     names = ("mean", "low", "high", "length", "truncated")
     return (words[0] == words[1] and all(_close(getattr(stated, name), getattr(recomputed, name)) for name in names)

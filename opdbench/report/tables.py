@@ -81,11 +81,18 @@ def _as_entry(entry: Entry) -> dict[str, Any]:
 def standing_of(method: str) -> str | None:
     """How certain a method's form is, where it is not: "from notes" or "unspecified". None also of one that is not
     installed here."""
+    if method not in _installed():  # to describe a method takes longer than to look for its name
+        return None
     try:
         standing = registry.describe("method", method).standing
     except UserError:
         return None
     return None if standing == "published" else standing
+
+
+@cache
+def _installed() -> frozenset[str]:
+    return frozenset(registry.names("method"))
 
 
 def _shares(entries: Sequence[Entry]) -> bool:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from opdbench import registry, untrusted
 from opdbench.errors import UserError
-from opdbench.report.board import Built
+from opdbench.report.board import Tables
 from opdbench.schema.board import RULES
 from opdbench.schema.spec import Frozen
 from opdbench.stamps import fingerprint
@@ -43,8 +43,8 @@ class Made(Frozen):
     boards: list[Facts]
 
 
-def facts(board: Built) -> Facts:
-    return Facts(board=board.name, entries=len(board.entries), left_out=dict(sorted(board.left_out.items())))
+def facts(board: Tables) -> Facts:
+    return Facts(board=board.name, entries=board.entries, left_out=dict(sorted(board.left_out.items())))
 
 
 def inputs_of(results: Path, leaderboards: Path) -> str:
@@ -69,7 +69,7 @@ def made_of(leaderboards: Path, inputs: str) -> list[Facts] | None:
     return made.boards if there else None
 
 
-def remember(leaderboards: Path, inputs: str, built: Sequence[Built]) -> None:
+def remember(leaderboards: Path, inputs: str, built: Sequence[Tables]) -> None:
     """Note what was made, once its files are written."""
     digests = {f"{board.name}/{file}": hashlib.sha256(content.encode()).hexdigest()
                for board in built for file, content in board.files.items()}

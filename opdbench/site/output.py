@@ -62,18 +62,21 @@ def write_manifest(out: Path, manifest: Manifest) -> None:
 
 def is_whole(out: Path, manifest: Manifest) -> bool:
     """Whether every page is still there, in its size."""
-    there = {name: size for name, size, _ in stamps(str(out))}
+    there = {name: size for name, size, _ in stamps(os.path.realpath(out))}
     return all(there.get(path) == size for path, (size, _) in manifest.files.items())
 
 
 def write_page(out: Path, page: Page) -> Written:
     """Write a page unless it is there already."""
     place = os.path.join(out, page.path)
-    with writing(Path(place)):
+    try:
         changed = _create(place, page.content)
         if not changed and (changed := _content(place) != page.content):
             with open(place, "wb") as handle:
                 handle.write(page.content)
+    except OSError:
+        with writing(Path(place)):
+            raise
     return Written(page.path, len(page.content), hashlib.sha256(page.content).hexdigest(), changed)
 
 
@@ -89,15 +92,17 @@ def remove(out: Path, paths: Iterable[str]) -> None:
 
 def _create(place: str, content: bytes) -> bool:
     """Write a file, unless there is one already; most pages of a first build lie in a folder that is there."""
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        handle = open(place, "xb")  # noqa: SIM115 - closed below
+        handle = os.open(place, new, 0o666)
     except FileExistsError:
         return False
     except FileNotFoundError:
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        handle = open(place, "xb")  # noqa: SIM115
-    with handle:
-        handle.write(content)
+        handle = os.open(place, new, 0o666)
+    with open(handle, "wb", buffering=0) as file:
+        while content:
+            content = content[file.write(content):]
     return True
 
 

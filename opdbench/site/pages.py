@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from textwrap import dedent
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from opdbench.report.axes import short
 from opdbench.report.charts import COST_NAMES, gap_of
 
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_PLAIN = re.compile(r"[\w .,:/@%+-]*")  # text that is the same in HTML
 _LONGEST_SLUG = 60
 STATUS_WORDS = {"started": "under way", "oom": "out of memory"}
 
@@ -28,6 +29,7 @@ class Page(NamedTuple):
     content: bytes
 
 
+@lru_cache(maxsize=4096)  # a task's and a method's stand in the addresses of all their records
 def slug(name: str) -> str:
     """A file name for any text: the text itself where that is one, otherwise with a checksum, so that no two meet."""
     safe = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG]
@@ -87,9 +89,9 @@ def terms(pairs: Iterable[tuple[str, str]]) -> Markup:
                            for label, value in pairs if value]))
 
 
-def safe(text: Any) -> Markup:
-    """Anything as text in HTML, for what is put together without a template."""
-    return escape(visible(str(text)))
+def safe(text: str) -> str:
+    """A text in HTML, for what is put together without a template."""
+    return text if _PLAIN.fullmatch(text) else str(escape(visible(text)))
 
 
 @cache

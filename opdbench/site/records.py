@@ -9,6 +9,7 @@ from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from opdbench.errors import UserError
@@ -177,9 +178,13 @@ def _shares(ledger: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _charts(record: Record) -> list[str]:
     """Validation scores, then the diagnostics, those first that every method has."""
-    names = sorted(set[str]().union(*record.curve) - {"step"},
-                   key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    names = _ordered(frozenset[str]().union(*record.curve))
     return [*_drawn(record.validation, ["score"]), *_drawn(record.curve, names[:_CURVES])]
+
+
+@lru_cache(maxsize=1024)  # a method's runs have the same diagnostics
+def _ordered(names: frozenset[str]) -> list[str]:
+    return sorted(names - {"step"}, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
 
 
 def _probes(record: Record) -> Iterator[tuple[str, Markup]]:
@@ -198,24 +203,29 @@ def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[
     if not names or len(steps) < 2 or not all(map(lt, steps, steps[1:])):
         return []
     labels = ["validation score" if name == "score" else name for name in names]
-    return curves(steps, [[point.get(name, math.nan) for point in points] for name in names], labels)
+    return curves(steps, np.array([[point.get(name, math.nan) for point in points] for name in names], np.float64),
+                  labels)
 
 
 def _settings(record: Record) -> Iterator[tuple[str, Markup]]:
     """By section, a row for every value, with who set it where it is not a default."""
     recipe, origins = record.recipe, record.origins
-    sections = (("method", recipe.params), ("training", dict(recipe.training)), ("task", recipe.task_params),
-                ("evaluation", dict(recipe.evaluation)), ("execution", dict(record.execution)))
+    sections = (("method", recipe.params), ("training", recipe.training), ("task", recipe.task_params),
+                ("evaluation", recipe.evaluation), ("execution", record.execution))
     yield "budget", Markup("".join([_row(axis, amount(limit), origins.get("budget", ""))
                                     for axis, limit in recipe.budget.limits().items()]))
+    asked = tuple(origins.items())
     for section, values in sections:
-        if values:
-            yield section, Markup("".join([_row(name, "–" if value is None else str(value),
-                                                origins.get(f"{section}.{name}", ""))
-                                           for name, value in values.items()]))
+        if written := tuple([(name, "–" if value is None else str(value)) for name, value in dict(values).items()]):
+            yield section, _section(section, written, asked)
 
 
-@lru_cache(maxsize=4096)  # most runs leave most settings as they are
+@lru_cache(maxsize=1024)  # most runs leave most sections as they are
+def _section(section: str, values: Sequence[tuple[str, str]], origins: Sequence[tuple[str, str]]) -> Markup:
+    by = dict(origins)
+    return Markup("".join([_row(name, value, by.get(f"{section}.{name}", "")) for name, value in values]))
+
+
 def _row(name: str, value: str, origin: str) -> str:
     asked = ' class="asked"' if origin == "user" or origin.startswith("preset ") else ""
     by = f" <small>{safe(origin)}</small>" if origin and not origin.startswith("profile ") else ""

@@ -14,12 +14,12 @@ from opdbench.stats.aggregate import (
     probability_of_improvement,
 )
 from opdbench.stats.compare import detectable, holm, letters, mean_ratio
-from opdbench.stats.crossed import Estimate, crossed, fresh, gap_recovered, mean_of, mean_score
+from opdbench.stats.crossed import Estimate, crossed, each, fresh, gap_recovered, mean_of, mean_score, mean_scores
 from opdbench.stats.single import Interval, interval, pass_at_k, student_t, wilson
 
 __all__ = [
-    "Estimate", "Interval", "bootstrap", "crossed", "detectable", "fresh", "gap_recovered", "holm",
-    "interquartile_mean", "interval", "letters", "mean_of", "mean_ratio", "mean_score", "optimality_gap", "pass_at_k",
-    "performance_profile",
+    "Estimate", "Interval", "bootstrap", "crossed", "detectable", "each", "fresh", "gap_recovered", "holm",
+    "interquartile_mean", "interval", "letters", "mean_of", "mean_ratio", "mean_score", "mean_scores", "optimality_gap",
+    "pass_at_k", "performance_profile",
     "probability_of_improvement", "student_t", "wilson",
 ]

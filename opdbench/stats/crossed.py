@@ -65,45 +65,68 @@ def crossed(score_se: Array) -> Estimate:
     Args:
         score_se: [S, E]; for a paired comparison the differences.
     """
-    seeds, examples = score_se.shape
-    mean = float(score_se.mean())
+    return crossed_each(score_se[None])[0]
+
+
+def crossed_each(score_kse: Array) -> list[Estimate]:
+    """`crossed` of each of K matrices, in one go, [K, S, E]."""
+    _, seeds, examples = score_kse.shape
+    mean_k = score_kse.mean((1, 2))
     if seeds < 2 or examples < 2:
-        return Estimate(mean, math.inf, 0.0)
-    row_s, column_e = score_se.mean(1), score_se.mean(0)
-    rest_se = score_se - row_s[:, None] - column_e[None] + mean
-    square_r = float((rest_se ** 2).sum()) / ((seeds - 1) * (examples - 1))
-    square_a = max(examples * float(row_s.var(ddof=1)), square_r)
-    square_b = max(seeds * float(column_e.var(ddof=1)), square_r)
-    total = square_a + square_b - square_r
-    if total <= _rounding(score_se):
-        return Estimate(mean, 0.0, math.inf)
+        return [Estimate(mean, math.inf, 0.0) for mean in mean_k.tolist()]
+    row_ks, column_ke = score_kse.mean(2), score_kse.mean(1)
+    rest_kse = score_kse - row_ks[:, :, None] - column_ke[:, None] + mean_k[:, None, None]
+    square_r = (rest_kse ** 2).sum((1, 2)) / ((seeds - 1) * (examples - 1))
+    square_a = np.maximum(examples * row_ks.var(1, ddof=1), square_r)
+    square_b = np.maximum(seeds * column_ke.var(1, ddof=1), square_r)
+    total_k = square_a + square_b - square_r
     cautious_a = square_a * (1 + 2 / (seeds - 1))
-    df = (cautious_a + square_b - square_r) ** 2 / (
-        cautious_a ** 2 / (seeds - 1) + square_b ** 2 / (examples - 1) + square_r ** 2 / ((seeds - 1) * (examples - 1)))
-    return Estimate(mean, math.sqrt(total / (seeds * examples)), df)
+    spread_k = (cautious_a ** 2 / (seeds - 1) + square_b ** 2 / (examples - 1)
+                + square_r ** 2 / ((seeds - 1) * (examples - 1)))
+    with np.errstate(divide="ignore", invalid="ignore"):  # no spread at all, which is seen below
+        df_k = (cautious_a + square_b - square_r) ** 2 / spread_k
+    return _estimates(score_kse, mean_k, total_k, seeds * examples, df_k)
 
 
 def fresh(score_se: Array) -> Estimate:
     """The mean of a matrix whose examples are each seed's own, such as episodes: seeds are then the only independent
     units, their means have the whole variance, and the interval is Student's over S - 1 degrees of freedom."""
-    row_s = score_se.mean(1)
-    mean = float(row_s.mean())
-    if len(row_s) < 2:
-        return Estimate(mean, math.inf, 0.0)
-    variance = float(row_s.var(ddof=1))
-    if variance <= _rounding(score_se):
-        return Estimate(mean, 0.0, math.inf)
-    return Estimate(mean, math.sqrt(variance / len(row_s)), len(row_s) - 1.0)
+    return fresh_each(score_se[None])[0]
+
+
+def fresh_each(score_kse: Array) -> list[Estimate]:
+    """`fresh` of each of K matrices, [K, S, E]."""
+    _, seeds, examples = score_kse.shape
+    row_ks = score_kse.mean(2)
+    mean_k = row_ks.mean(1)
+    if seeds < 2:
+        return [Estimate(mean, math.inf, 0.0) for mean in mean_k.tolist()]
+    variance_k = row_ks.var(1, ddof=1)
+    return _estimates(score_kse, mean_k, variance_k, seeds, np.full(len(mean_k), seeds - 1.0))
+
+
+def each(score_kse: Array, *, shared: bool) -> list[Estimate]:
+    """The means of K matrices, whose examples every seed shares, or not."""
+    return (crossed_each if shared else fresh_each)(score_kse)
 
 
 def mean_score(score_se: Array, *, shared: bool) -> Interval:
     """The interval of one mean score. Scores of 0 and 1 end in [0, 1]; where all of them are equal, no variance can be
     seen and Wilson's interval stands in, over the independent units that there are (examples, or seeds x episodes)."""
-    estimate = (crossed if shared else fresh)(score_se)
-    if not np.isin(score_se, (0.0, 1.0)).all():
-        return estimate.interval()
+    return mean_scores(score_se[None], shared=shared)[0]
+
+
+def mean_scores(score_kse: Array, *, shared: bool) -> list[Interval]:
+    """`mean_score` of each of K matrices, [K, S, E]."""
+    _, seeds, examples = score_kse.shape
+    share_k = ((score_kse == 0) | (score_kse == 1)).all((1, 2)).tolist()
+    return [_share(estimate, examples if shared else seeds * examples) if is_share else estimate.interval()
+            for estimate, is_share in zip(each(score_kse, shared=shared), share_k, strict=True)]
+
+
+def _share(estimate: Estimate, n: int) -> Interval:
+    """The interval of a mean of zeros and ones, over `n` independent units."""
     if estimate.error == 0:
-        n = score_se.shape[1] if shared else score_se.size
         return wilson(round(estimate.mean * n), n)
     found = estimate.interval()
     return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
@@ -121,13 +144,12 @@ def gap_recovered(before_se: Array, teacher_se: Array, after_se: Array, *, share
     Raises:
         ValueError: the teacher is not measurably better than before; a share of that gap means nothing.
     """
-    mean_over = crossed if shared else fresh
-    gap = mean_over(teacher_se - before_se)
+    gap = each((teacher_se - before_se)[None], shared=shared)[0]
     if not gap.interval().low > 0:
         raise ValueError("the teacher is not measurably better than the student before")
     share = float((after_se - before_se).mean()) / gap.mean
     value_se = share + (after_se - before_se - share * (teacher_se - before_se)) / gap.mean
-    return mean_over(value_se), value_se
+    return each(value_se[None], shared=shared)[0], value_se
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
@@ -144,6 +166,11 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(mean, math.sqrt(total), total ** 2 / spread)
 
 
-def _rounding(score_se: Array) -> float:
-    """Mean squares below this are rounding of equal numbers."""
-    return score_se.size * (1e-13 * float(np.abs(score_se).max(initial=0.0))) ** 2
+def _estimates(score_kse: Array, mean_k: Array, square_k: Array, n: int, df_k: Array) -> list[Estimate]:
+    """Means whose variance is a mean square over `n`; those below a certain one are rounding of equal numbers."""
+    size = score_kse[0].size
+    rounding_k = size * (1e-13 * np.abs(score_kse).max((1, 2), initial=0.0)) ** 2
+    error_k = np.sqrt(np.maximum(square_k, 0.0) / n)
+    return [Estimate(mean, 0.0, math.inf) if square <= rounding else Estimate(mean, error, df)
+            for mean, square, rounding, error, df in zip(*(column.tolist() for column in (
+                mean_k, square_k, rounding_k, error_k, df_k)), strict=True)]

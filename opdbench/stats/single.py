@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
@@ -19,11 +20,16 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval for a proportion (Wilson 1927); right also near 0 and 1, where the normal one is not."""
     if n < 1:
         raise ValueError("an interval needs at least one outcome")
-    z = NormalDist().inv_cdf(0.5 + level / 2)
+    z = _normal(0.5 + level / 2)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, max(0.0, centre - half), min(1.0, centre + half), "wilson")
+
+
+@cache
+def _normal(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)
 
 
 def student_t(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -39,8 +45,8 @@ def student_t(values: Sequence[float], level: float = 0.95) -> Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """Wilson's interval when every value is 0 or 1, Student's t otherwise."""
-    if all(value in (0, 1) for value in values):
-        return wilson(sum(int(value) for value in values), len(values))
+    if {0, 1}.issuperset(values):
+        return wilson(int(sum(values)), len(values))
     return student_t(values)
 
 

@@ -40,10 +40,10 @@ def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Folder:
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(results: Path) -> board.Records:
+    def read(*_: object) -> board.All:
         raise AssertionError("records were read")
 
-    monkeypatch.setattr(board, "read", read)
+    monkeypatch.setattr(board, "build_all", read)
 
 
 def test_an_unchanged_rebuild_reads_no_record(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,14 +92,24 @@ def test_what_cannot_be_read_is_said_each_time(folder: Folder) -> None:
 def test_boards_by_several_processes_are_the_same(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     write_board(folder.boards, "other", min_seeds=2, title="Another")
     names = ["other", "toy"]
-    alone = board.build_all(folder.boards, names, board.read(folder.results))
-    monkeypatch.setattr("opdbench.report.board._FEW", 1)
-    monkeypatch.setattr("opdbench.report.runs._FEW", 1)
-    monkeypatch.setattr("opdbench.report.runs._CHUNK", 2)
-    together = board.build_all(folder.boards, names, board.read(folder.results))
-    assert [built.files for built in together] == [built.files for built in alone]
+    alone = board.build_all(folder.boards, names, folder.results)
+    monkeypatch.setattr("opdbench.report.board.FEW", 0)
+    monkeypatch.setattr("opdbench.report.runs.FEW", 0)
+    monkeypatch.setattr("opdbench.report.runs._CHUNK", 1)
+    together = board.build_all(folder.boards, names, folder.results)
+    assert together == alone and [built.entries for built in alone.tables] == [2, 2]
+    assert alone.tables[1] == board.build(folder.boards, "toy", board.read(folder.results)).tables
     with pytest.raises(UserError, match="unknown board"):
-        board.build_all(folder.boards, ["toy", "nothing"], board.read(folder.results))
+        board.build_all(folder.boards, ["toy", "nothing"], folder.results)
+
+
+def test_where_the_runs_of_a_task_lie_does_not_matter(folder: Folder) -> None:
+    alone = board.build_all(folder.boards, ["toy"], folder.results)
+    runs = sorted(path.parent for path in folder.results.rglob("record.json"))
+    for run, place in zip(runs, ("", "deep/down/there/", "other/"), strict=False):
+        (folder.results / place).mkdir(parents=True, exist_ok=True)
+        run.rename(folder.results / place / "a run")
+    assert board.build_all(folder.boards, ["toy"], folder.results) == alone
 
 
 @pytest.mark.parametrize("error", [UserError("a", "b", exit_code=3), UsageError("a")])
