@@ -265,5 +265,6 @@ def _digest(structure: str, tensors: dict[str, Any]) -> str:
 
     digest = hashlib.sha256(structure.encode())
     for key in sorted(tensors, key=int):
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
+        if tensors[key].numel():  # an empty tensor that numpy made has strides that cannot be viewed as bytes
+            digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

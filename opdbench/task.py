@@ -81,6 +81,10 @@ class Task(ABC):
     def id(self) -> str:
         return f"{self.name}@{self.version}"
 
+    def games(self) -> Sequence[ControlTask]:
+        """The tasks that this one is made of, which one student plays; none of an ordinary task."""
+        return ()
+
     @abstractmethod
     def checksum(self) -> str:
         """sha256 of everything that problems and scores depend on; stored in every record."""
@@ -188,6 +192,8 @@ class ControlTask(Task):
     deterministic: ClassVar[bool] = False  # one start and no chance: episodes differ by what is drawn for actions only
     student_hidden: ClassVar[Sequence[int]]  # widths of the default student network; none: a table, of one-hot states
     student_scale: ClassVar[Sequence[float] | None] = None  # what a fresh network divides each observed number by
+    yardstick: ClassVar[tuple[float, float] | None] = None
+    """Mean returns of random actions and of a good player: between them scores of several tasks can be compared."""
     parallel_episodes: ClassVar[int | None] = None
     """Evaluation's episodes at a time, where one is expensive to set up or states are large: an episode's draws are
     then its own, and policies read states in batches of one size, so that no score depends on this number."""
@@ -208,6 +214,10 @@ class ControlTask(Task):
         """The convolutional network that a fresh student is (a name in opdbench.rl.convolutional), for a task whose
         states are stacks of frames; None for a perceptron of `student_hidden`, or a table."""
         return None
+
+    def controller(self) -> int:
+        """Width of the hidden layer that each of several `games` has for itself in a fresh student; 0 for none."""
+        return 0
 
     def exact_teacher(self) -> Policy | None:
         """A teacher that follows from the task's own rules, for `--teacher exact`; None where nobody can compute one.
