@@ -91,7 +91,7 @@ class ActorMimic(PolicyDistillation):  # type: ignore[misc]  # mypy does not see
         if GAME not in rows.columns:
             return guess_nh
         row_n = torch.arange(len(guess_nh), device=guess_nh.device)
-        guess_nh = guess_nh.unflatten(1, (self.n_games, -1))[row_n, rows.columns[GAME]]
+        guess_nh = guess_nh.view(len(guess_nh), self.n_games, -1)[row_n, rows.columns[GAME]]
         return torch.cat([guess_nh[:, :-1], rows.features_nh[:, -1:].detach()], 1)
 
     def loss(self, rows: Rows, ctx: Context) -> Loss:

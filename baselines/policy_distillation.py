@@ -28,14 +28,14 @@ class PolicyDistillation(Distiller):
     teacher's side alone, and below 1: Q values differ by little, and softened further would say nothing. A constant
     added to all of a state's Q values changes neither kl nor nll. As tau vanishes kl becomes nll.
 
-    Of several games (`--task several:...`: section 3.2) each has its teacher, its own D and its own head of the student;
-    a minibatch is of one of them, all equally likely.
+    Of several games (`--task several:...`: section 3.2) each has its teacher, its own D, and its head of the student; a
+    minibatch is of one of them, all equally likely.
 
     Deviations from the paper:
         AdamW in place of RMSProp. The minibatch is not stated there. Updates follow each round's states at the paper's
         ratio, 10,000 in 54,000, and not in blocks of an hour of play. No-op starts are the task's. Teachers of several
-        games play at the same time and not in turns. The online variant is not here yet. For a teacher that is a
-        policy, tau = 1 compares it as it is.
+        games play at the same time and not in turns. The online variant, which follows the best teacher so far, is a
+        sequence of runs (`opdbench run recipe:online`). For a teacher that is a policy, tau = 1 compares it as it is.
     """
 
     name: ClassVar[str] = "policy-distillation"

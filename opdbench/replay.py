@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+import torch
+
 from opdbench.frames import FrameStacks
 from opdbench.rollouts import Rollouts
 
@@ -95,7 +97,7 @@ class Replays:
         if game_b is None:
             self._store(0).add(rollouts)
             return
-        for game in game_b.unique().tolist():
+        for game in torch.unique(game_b).tolist():
             self._store(game).add(rollouts.select((game_b == game).nonzero()[:, 0]))
 
     def sample(self, n: int, rng: Random, game: int | None = None) -> Rollouts:

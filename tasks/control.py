@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class GymControl(ControlTask):
     """A registered gymnasium environment, made without changes, at its own time limit.
 
-    A `yardstick` is measured by opdbench's evaluator over 100 episodes: uniform actions, and the shipped teacher, greedy.
+    A `yardstick` is the mean over 100 episodes of uniform actions, and of the shipped teacher, greedy.
     """
 
     student: ClassVar[str | None] = None  # a fresh network of `student_hidden`, initialised from the run's seed

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from opdbench.schema.record import Record, Score
+from opdbench.schema.record import NORMALISED, Record, Score
 from opdbench.stats.aggregate import geometric_mean
 from opdbench.text import fields, percent, table
 
@@ -68,12 +68,11 @@ def _scores(record: Record) -> str:
 def _games(record: Record) -> str:
     """Of a task that is several games: each one's mean return, and what part of its teacher's gap and score was reached
     (greedy), with the geometric mean of the latter as Rusu et al. 2016 have it, where returns are positive."""
-    games = record.recipe.task.partition("@")[0].partition(":")[2].split("+")
-    phases = [getattr(record, phase).get("greedy") for phase in _PHASES]
-    if len(games) < 2 or not all(score is not None and score.extra.keys() >= {*games} for score in phases):
+    phases = [score for phase in _PHASES if (score := getattr(record, phase).get("greedy")) is not None]
+    if len(phases) < len(_PHASES) or phases[0].metric != NORMALISED:
         return ""
-    rows, shares = [], []
-    for game in games:
+    rows, shares = [], list[float]()
+    for game in phases[0].extra:
         before, after, teacher = (score.extra[game] for score in phases)
         gap = percent((after - before) / (teacher - before)) if teacher > before else "-"
         shares.append(after / teacher if min(after, teacher) > 0 else 0.0)

@@ -97,7 +97,7 @@ class Form:
     def own(self, marked_n: Tensor, game: int) -> Tensor:
         """States of one game as the game itself shows them, [N, ...]."""
         shape = self.shapes[game]
-        return self.common(marked_n) if self.stack else marked_n[:, :prod(shape)].unflatten(1, shape)
+        return self.common(marked_n) if self.stack else marked_n[:, :prod(shape)].reshape(-1, *shape)
 
 
 class MarkedSimulators(Simulators):
@@ -115,10 +115,12 @@ class MarkedSimulators(Simulators):
         self.inner.grow(self.n + missing)
 
     def _reset(self, index: int, seed: int) -> Observations:
-        return self._mark(self.inner.reset(index, seed)[None])[0]
+        own: Observations = self.inner.reset(index, seed)
+        return self._mark(own[None]).reshape(self.observation_shape)
 
     def _follow(self, index: int) -> Observations:
-        return self._mark(self.inner.follow(index)[None])[0]
+        own: Observations = self.inner.follow(index)
+        return self._mark(own[None]).reshape(self.observation_shape)
 
     def _step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition:
         after = self.inner.step(index_k, action_k)

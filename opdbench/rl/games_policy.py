@@ -20,7 +20,7 @@ from opdbench.errors import UserError
 from opdbench.policy import Policy
 from opdbench.rl import folder
 from opdbench.rl.conv_policy import CHUNK, multiplications
-from opdbench.rl.convolutional import ConvArchitecture, ConvNetwork
+from opdbench.rl.convolutional import KERNELS, ConvArchitecture, ConvNetwork
 from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT
 from opdbench.rl.games import Form
 
@@ -49,11 +49,11 @@ class ByGame(Policy):
         game_n = self.form.game_of(marked_n)
 
         def one_game(row_k: Tensor, game: int) -> Tensor:
-            parts = [self.features_in(marked_n[rows], game) for rows in row_k.split(_at_once(len(row_k)))]
+            parts = [self.features_in(marked_n[rows], game) for rows in torch.split(row_k, _at_once(len(row_k)))]
             feature_kh = pad(torch.cat(parts), (0, self.n_features - 1 - parts[0].shape[-1]))
             return torch.cat([feature_kh, feature_kh.new_full((len(feature_kh), 1), game)], 1)
 
-        return _by_game(game_n, one_game).unflatten(0, input_bt.shape[:2])
+        return _by_game(game_n, one_game).view(*input_bt.shape[:2], self.n_features)
 
     def project(self, features_nh: Tensor) -> Tensor:
         def one_game(row_k: Tensor, game: int) -> Tensor:
@@ -70,7 +70,7 @@ def _at_once(n: int) -> int:
 
 def _by_game(game_n: Tensor, values: Callable[[Tensor, int], Tensor]) -> Tensor:
     """`values(rows, game)` of every game's rows, put back into their order."""
-    games = game_n.unique().tolist() or [0]
+    games = torch.unique(game_n).tolist() or [0]
     rows = [(game_n == game).nonzero()[:, 0] for game in games]
     joined = torch.cat([values(row_k, game) for row_k, game in zip(rows, games, strict=True)])
     return torch.empty_like(joined).index_copy_(0, torch.cat(rows), joined)
@@ -202,15 +202,17 @@ class GamesPolicy(ByGame):
         self.n_actions = max(form.actions)
         widths = [architecture.hidden] if isinstance(architecture, ConvArchitecture) else architecture.hidden
         self.n_features = 1 + (architecture.controller or widths[-1])
+        convolutions = len(KERNELS) if isinstance(architecture, ConvArchitecture) else 0
+        self.n_layers = convolutions + len(widths) + bool(architecture.controller) + 1
         with torch.device("meta"):  # else it would draw from (and move) the global random state
             network = (ConvNetwork(architecture) if isinstance(architecture, ConvArchitecture)
                        else VectorNetwork(architecture))
         self.network = network.to_empty(device="cpu")
         with torch.no_grad():
-            for tensor in self.network.parameters():
-                tensor.zero_()
-            for tensor in self.network.buffers():
-                tensor.fill_(1.0)
+            for parameter in self.network.parameters():
+                parameter.zero_()
+            for scale in self.network.buffers():
+                scale.fill_(1.0)
             if generator is not None:
                 _draw(self.network, generator)
 

@@ -20,7 +20,15 @@ from opdbench.replay import GAME
 from opdbench.rl.conv_policy import ConvPolicy
 from opdbench.rl.convolutional import RUSU
 from opdbench.rl.games import Form, MarkedSimulators
-from opdbench.rl.games_policy import Architecture, ByGame, GamesPolicy, OneGame, TeacherOfEach, VectorArchitecture
+from opdbench.rl.games_policy import (
+    Architecture,
+    ByGame,
+    GamesPolicy,
+    OneGame,
+    TeacherOfEach,
+    VectorArchitecture,
+    VectorNetwork,
+)
 from opdbench.rl.policy import ControlPolicy
 from opdbench.rl.simulators import Simulators, make_simulators
 from opdbench.rl.table import TablePolicy
@@ -149,10 +157,10 @@ def fresh_games_student(task: ControlTask, seed: int, hidden: Sequence[int] | No
         architecture = VectorArchitecture(form.width, widths, form.actions, controller)
     student = GamesPolicy(form, architecture, generator=seeds.generator(seed, "student"))
     for number, game in enumerate(task.games()):
-        if game.student_scale is not None and not form.stack:
+        if game.student_scale is not None and isinstance(student.network, VectorNetwork):
             scale = torch.ones(form.width)
             scale[:len(game.student_scale)] = 1 / torch.tensor(game.student_scale)
-            student.network.scale[number].copy_(scale)  # type: ignore[operator, union-attr, index]
+            student.network.scale[number].copy_(scale)
     return student
 
 

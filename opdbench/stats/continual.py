@@ -27,8 +27,8 @@ def backward_transfer(score_kj: Scores) -> float:
 
 
 def forward_transfer(score_kj: Scores) -> float:
-    """1/(K-1) sum_{j>1} ( R_{j-1,j} - R_0j ): what came before a task, for that task before it was learnt (Lopez-Paz and
-    Ranzato 2017, FWT, whose b_j is the score at random initialisation; here the score of the student that started)."""
+    """1/(K-1) sum_{j>1} ( R_{j-1,j} - R_0j ): what came before a task, for that task before it was learnt (Lopez-Paz
+    and Ranzato 2017, FWT, whose b_j is the score at random initialisation; here that of the student that started)."""
     n = _tasks(score_kj)
     return fmean(score_kj[j][j] - score_kj[0][j] for j in range(1, n))
 
@@ -36,6 +36,6 @@ def forward_transfer(score_kj: Scores) -> float:
 def _tasks(score_kj: Scores) -> int:
     n = len(score_kj) - 1
     if n < 2 or any(len(row) != n for row in score_kj):
-        raise ValueError(f"{len(score_kj)} rows of {sorted({len(row) for row in score_kj})} scores are not those of two "
-                         "tasks or more, from before the first to after the last")
+        raise ValueError(f"{len(score_kj)} rows of {sorted({len(row) for row in score_kj})} scores are not those of "
+                         "two tasks or more, from before the first to after the last")
     return n

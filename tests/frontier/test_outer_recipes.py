@@ -12,8 +12,10 @@ from opdbench.cli.main import main
 from opdbench.errors import UserError
 from opdbench.resolve import Request, resolve
 from opdbench.schema.outer import OuterRecipe, names, read
+from opdbench.store import RECORD, read_record
 from opdbench.tasks.reasoning import ReasoningTask
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 CHEAP = "evaluation.sampled=false, evaluation.examples=4, evaluation.curve_points=0, batch=4, horizon=4"
 TINY = f"""
 title: Lost and restored
@@ -39,8 +41,8 @@ def test_a_shipped_recipe_names_runs_that_resolve(name: str, monkeypatch: pytest
                             if stage.builds_on() else stage.student))
 
 
-def test_five_recipes_are_shipped() -> None:
-    assert names() == ["alternating", "domains", "low-precision", "personalisation", "progressive"]
+def test_six_recipes_are_shipped() -> None:
+    assert names() == ["alternating", "domains", "low-precision", "online", "personalisation", "progressive"]
 
 
 def test_a_stage_is_the_command_that_a_user_would_type() -> None:
@@ -51,6 +53,28 @@ def test_a_stage_is_the_command_that_a_user_would_type() -> None:
         "run --method opd --task text-maze --seed 3 --budget steps=100 --teacher there/skill/student "
         "--student there/domain/student --set lr=0.003 --set evaluation.sampled=false --set evaluation.examples=120 "
         "--set evaluation.curve_points=0 --results out")
+
+
+def test_the_best_of_several_stages_is_the_one_that_validation_says_and_the_earlier_of_equals() -> None:
+    """With committed records in the place of the agents that the recipe would train."""
+    stage = read("online")[1].stages["student-3"]
+    records = sorted(RESULTS.glob(f"cartpole/*/*/{RECORD}"), key=lambda path: _last_validation(path))
+    worst, twin, best = (records[place].parent for place in (0, -2, -1))
+    assert _last_validation(worst / RECORD) < _last_validation(best / RECORD) == _last_validation(twin / RECORD)
+
+    def teacher(*folders: Path) -> str:
+        agents = {f"agent-{number + 1}": folder for number, folder in enumerate(folders)}
+        command = outer.job("student-3", stage, 0, Path("out"), {**agents, "student-2": Path("there")}).command
+        return command[command.index("--teacher") + 1]
+
+    assert teacher(worst, best, worst) == str(best / "student")
+    assert teacher(worst, worst, best) == str(best / "student")
+    assert teacher(best, twin, worst) == str(best / "student") and teacher(twin, best, worst) == str(twin / "student")
+    assert teacher(worst, best) == "best:stage:agent-1,stage:agent-2,stage:agent-3"  # a dry run: not all are there
+
+
+def _last_validation(path: Path) -> float:
+    return read_record(path).validation[-1]["score"]
 
 
 @pytest.mark.slow
