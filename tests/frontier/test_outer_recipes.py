@@ -12,7 +12,7 @@ from opdbench.cli.main import main
 from opdbench.errors import UserError
 from opdbench.resolve import Request, resolve
 from opdbench.schema.outer import OuterRecipe, names, read
-from opdbench.store import RECORD, read_record
+from opdbench.store import RECORD
 from opdbench.tasks.reasoning import ReasoningTask
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -55,26 +55,26 @@ def test_a_stage_is_the_command_that_a_user_would_type() -> None:
         "--set evaluation.curve_points=0 --results out")
 
 
-def test_the_best_of_several_stages_is_the_one_that_validation_says_and_the_earlier_of_equals() -> None:
-    """With committed records in the place of the agents that the recipe would train."""
+def test_the_best_of_several_stages_is_the_one_that_validation_says_and_the_earlier_of_equals(tmp_path: Path) -> None:
     stage = read("online")[1].stages["student-3"]
-    records = sorted(RESULTS.glob(f"cartpole/*/*/{RECORD}"), key=lambda path: _last_validation(path))
-    worst, twin, best = (records[place].parent for place in (0, -2, -1))
-    assert _last_validation(worst / RECORD) < _last_validation(best / RECORD) == _last_validation(twin / RECORD)
 
-    def teacher(*folders: Path) -> str:
-        agents = {f"agent-{number + 1}": folder for number, folder in enumerate(folders)}
-        command = outer.job("student-3", stage, 0, Path("out"), {**agents, "student-2": Path("there")}).command
+    def teacher(*scores: float | None) -> str:
+        """Whom the student is told to learn from, when the agents' stages had these scores (none: not validated)."""
+        folders = {"student-2": Path("there")}
+        for number, score in enumerate(scores):
+            folder = folders[f"agent-{number + 1}"] = tmp_path / f"{number}"
+            content = json.loads(next(RESULTS.glob(f"cartpole/*/*/{RECORD}")).read_text())
+            content["validation"] = [] if score is None else [{"step": 4, "score": 400.0}, {"step": 8, "score": score}]
+            folder.mkdir(exist_ok=True)
+            (folder / RECORD).write_text(json.dumps(content))
+        command = outer.job("student-3", stage, 0, Path("out"), folders).command
         return command[command.index("--teacher") + 1]
 
-    assert teacher(worst, best, worst) == str(best / "student")
-    assert teacher(worst, worst, best) == str(best / "student")
-    assert teacher(best, twin, worst) == str(best / "student") and teacher(twin, best, worst) == str(twin / "student")
-    assert teacher(worst, best) == "best:stage:agent-1,stage:agent-2,stage:agent-3"  # a dry run: not all are there
-
-
-def _last_validation(path: Path) -> float:
-    return read_record(path).validation[-1]["score"]
+    for scores, best in (((10.0, 90.0, 50.0), 1), ((10.0, 50.0, 90.0), 2), ((90.0, 90.0, 50.0), 0)):
+        assert teacher(*scores) == str(tmp_path / str(best) / "student")
+    assert teacher() == stage.teacher == "best:stage:agent-1,stage:agent-2,stage:agent-3"  # before they were run
+    with pytest.raises(UserError, match="agent-2 was not scored on validation"):
+        teacher(10.0, None, 50.0)
 
 
 @pytest.mark.slow
