@@ -11,7 +11,7 @@ from opdbench.actors import EpsilonGreedy
 from opdbench.context import Context
 from opdbench.distiller import Distiller, Loss, Needs
 from opdbench.divergences import forward_kl, logit_mse, negative_log_likelihood
-from opdbench.replay import Aggregate
+from opdbench.replay import Replays
 from opdbench.rollouts import Rollouts
 from opdbench.rows import TEACHER_ACTION, Rows
 
@@ -28,10 +28,14 @@ class PolicyDistillation(Distiller):
     teacher's side alone, and below 1: Q values differ by little, and softened further would say nothing. A constant
     added to all of a state's Q values changes neither kl nor nll. As tau vanishes kl becomes nll.
 
+    Of several games (`--task several:...`: section 3.2) each has its teacher, its own D, and its head of the student; a
+    minibatch is of one of them, all equally likely.
+
     Deviations from the paper:
         AdamW in place of RMSProp. The minibatch is not stated there. Updates follow each round's states at the paper's
-        ratio, 10,000 in 54,000, and not in blocks of an hour of play. No-op starts are the task's. The online variant
-        and several games are not here yet. For a teacher that is a policy, tau = 1 compares it as it is.
+        ratio, 10,000 in 54,000, and not in blocks of an hour of play. No-op starts are the task's. Teachers of several
+        games play at the same time and not in turns. The online variant, which follows the best teacher so far, is a
+        sequence of runs (`opdbench run recipe:online`). For a teacher that is a policy, tau = 1 compares it as it is.
     """
 
     name: ClassVar[str] = "policy-distillation"
@@ -50,7 +54,7 @@ class PolicyDistillation(Distiller):
     def __init__(self, params: Any) -> None:
         super().__init__(params)
         self.vanishes_at_teacher = params.target == "mse" or (params.target == "kl" and params.tau == 1)
-        self.data = Aggregate(params.capacity)
+        self.data = Replays(params.capacity)
 
     def requires(self) -> Needs:
         return Needs.ACTION if self.params.target == "nll" else Needs.FULL

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from opdbench.distiller import Needs
@@ -20,7 +21,7 @@ from opdbench.ledger import peak_memory
 from opdbench.references import Copy, Model, Route, fresh_widths, leaves
 from opdbench.resolve import Plan
 from opdbench.schema.spec import Execution
-from opdbench.task import ControlTask, LanguageTask
+from opdbench.task import ControlTask, LanguageTask, Task
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.6}  # a parameter, with the scale of every block
@@ -124,10 +125,11 @@ def _student_size(plan: Plan) -> Size:
     if plan.student is not None:
         return _size(plan, plan.student)
     assert isinstance(plan.task, ControlTask)
+    from opdbench.rl.games_world import fresh_games_student
     from opdbench.rl.world import fresh_student
 
-    student = fresh_student(plan.task, plan.spec.recipe.seed, fresh_widths(plan.spec.recipe.student.reference))
-    return _control_size(student)
+    make = fresh_games_student if plan.task.games() else fresh_student
+    return _control_size(make(plan.task, plan.spec.recipe.seed, fresh_widths(plan.spec.recipe.student.reference)))
 
 
 def _teacher_sizes(plan: Plan) -> list[Size]:
@@ -235,7 +237,8 @@ def _waiting(plan: Plan, student: Size) -> float:
     groups = -(-training.batch // execution.generation_batch) if isinstance(plan.task, LanguageTask) else 1
     passes = groups * horizon + 3 * -(-training.batch // execution.micro_batch)
     dispatches = passes * (student.layers * _DISPATCHES_A_LAYER + _DISPATCHES_A_STEP)
-    return dispatches * _seconds_a_dispatch(execution) + training.batch * horizon * _seconds_an_environment_step(plan)
+    acting = training.batch * horizon * _seconds_an_environment_step(plan.task)
+    return dispatches * _seconds_a_dispatch(execution) + acting
 
 
 def _is_here(execution: Execution) -> bool:
@@ -263,10 +266,12 @@ def _seconds_a_dispatch(execution: Execution) -> float:
     return _seconds_each(lambda: a + a)
 
 
-def _seconds_an_environment_step(plan: Plan) -> float:
-    if not isinstance(plan.task, ControlTask):
+def _seconds_an_environment_step(task: Task) -> float:
+    if not isinstance(task, ControlTask):
         return 0.0
-    environment = plan.task.make()
+    if task.games():
+        return fmean(map(_seconds_an_environment_step, task.games()))
+    environment = task.make()
     try:
         environment.reset(seed=0)
         environment.action_space.seed(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdbench.errors import UserError
-from opdbench.schema.outer import STAGE, OuterRecipe, Stage
+from opdbench.schema.outer import BEST, STAGE, OuterRecipe, Stage
 from opdbench.schema.record import Record
 from opdbench.store import RECORD, RunFolder, read_record
 from opdbench.suite import Job, Say, run_all
@@ -46,10 +46,27 @@ def job(name: str, stage: Stage, seed: int, results: Path, folders: Mapping[str,
     words = ["run", "--method", stage.method, "--task", stage.task, "--seed", str(seed), "--budget", stage.budget]
     for flag, given in (("--preset", stage.preset), ("--teacher", stage.teacher), ("--student", stage.student)):
         if given is not None:
-            words += [flag, STAGE.sub(lambda found: str(_student(found.group(1), folders)), given)]
+            words += [flag, STAGE.sub(lambda found: str(_student(found.group(1), folders)), _best(given, folders))]
     for setting in stage.set:
         words += ["--set", setting]
     return Job(stage.task, f"{name}: {stage.method}", None, seed, (*words, "--results", str(results)))
+
+
+def _best(given: str, folders: Mapping[str, Path]) -> str:
+    """Of "best:stage:A,stage:B" the stage whose student was the best on validation problems at its end, the earlier one
+    of equals; where not all have been run it stays as it is, and so does any other reference."""
+    stages = STAGE.findall(given)
+    if not given.startswith(BEST) or not {*stages} <= {*folders}:
+        return given
+    return f"stage:{max(stages, key=lambda stage: _validated(stage, folders))}"
+
+
+def _validated(stage: str, folders: Mapping[str, Path]) -> float:
+    scores = read_record(folders[stage] / RECORD).validation
+    if not scores:
+        raise UserError(f"stage {stage} was not scored on validation problems, so nobody can say which stage was best",
+                        f"leave evaluation.curve_points of stage {stage} above 0, and run the recipe again")
+    return scores[-1]["score"]
 
 
 def _student(stage: str, folders: Mapping[str, Path]) -> Path:

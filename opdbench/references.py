@@ -4,6 +4,7 @@
     int8:MODEL, nf4:MODEL                       its linear layers in 8 or 4 bits
     mix:MODEL=0.7,MODEL=0.3                     probabilities mixed with these weights, which sum to one
     route:FIELD:VALUE=MODEL,VALUE=MODEL         by what a problem's `meta` says under FIELD
+    route:game:NAME=MODEL,NAME=MODEL            by game, in a task of several
     student                                     a frozen copy of the starting student
     ema:0.99                                    the student's exponential moving average
     exact                                       computed from the rules of a control task that can
@@ -35,6 +36,7 @@ Quantisation = Literal["int8", "nf4"]
 _QUANTISED = ("int8", "nf4")
 _FRESH = "fresh:"
 _WIDTHS = re.compile(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*")
+GAMES = "route:game:"  # how a teacher for each of several games begins
 MOST_ROUTES = 256  # their numbers lie among the features, which may be bfloat16
 
 
@@ -220,7 +222,10 @@ def _route(reference: str, rest: str, task: Task, student: ModelRef) -> Named:
 
 
 def _check_routes(reference: str, field: str, values: list[str], task: Task) -> None:
-    """Every problem of the task must have a teacher, before anything is started."""
+    """Every problem of the task, or every game, must have a teacher, before anything is started."""
+    if task.games():
+        _check_games(reference, field, values, [game.name for game in task.games()])
+        return
     if not isinstance(task, LanguageTask):
         raise UserError(f"--teacher {reference}: a control task has no problems to route by",
                         "--teacher mix:A=0.5,B=0.5")
@@ -233,6 +238,14 @@ def _check_routes(reference: str, field: str, values: list[str], task: Task) -> 
             if str(example.meta[field]) not in values:
                 raise UserError(f"--teacher {reference} names no teacher for {field} = {example.meta[field]}, which "
                                 f"problem {example.id} of {task.id} has", f"add {example.meta[field]}=MODEL")
+
+
+def _check_games(reference: str, field: str, values: list[str], games: list[str]) -> None:
+    how = f"--teacher {GAMES}{','.join(f'{game}=MODEL' for game in games)}"
+    if f"route:{field}:" != GAMES:
+        raise UserError(f"--teacher {reference}: several games have teachers by game, and not by {field!r}", how)
+    if set(values) != set(games):
+        raise UserError(f"--teacher {reference} must name one teacher for each of {', '.join(games)}", how)
 
 
 def _pairs(reference: str, text: str, how: str, cut: Callable[[str], tuple[str, str, str]]) -> list[tuple[str, str]]:

@@ -209,6 +209,9 @@ def _canonical(identifier: str) -> str:
     """"family-variant:member" for "family/member@variant", another way to write it. What stands behind an @ is a
     version everywhere else, and results, suites and boards take versions together: two variants that must never meet
     are two registrations."""
+    if identifier.count("+"):  # one made of several: each of them may be written so
+        head, colon, members = identifier.partition(":")
+        return head + colon + "+".join(map(_canonical, members.split("+")))
     member = re.fullmatch(r"([a-z0-9-]+)/([^/@:]+)@([a-z][\w-]*)", identifier)
     return f"{member[1]}-{member[3]}:{member[2]}" if member else identifier
 

@@ -103,7 +103,8 @@ class Grader:
             raise _ContradictedError(f"its scores are of {', '.join(sorted(metrics))}, and {task.id} has {task.metric}")
         tested = run.record.recipe.evaluation.examples
         if not isinstance(task, LanguageTask):
-            _check_episodes(run, tested or getattr(task, "evaluation_episodes", None))
+            n = tested or getattr(task, "evaluation_episodes", None)
+            _check_episodes(run, n, [f"{game.name}/" for game in task.games()] or [""])
             return 0
         examples = {example.id: example for example in list(task.examples("test"))[:tested]}
         for phase, outcomes in run.outcomes.items():
@@ -132,8 +133,8 @@ def again(first: Sequence[Run], rerun: Sequence[Run]) -> None:
                             f"record says {difference.scores[0].mean:.4g}")
 
 
-def _check_episodes(run: Run, n: int | None) -> None:
-    wanted = {f"episode-{index}" for index in range(n or 0)}
+def _check_episodes(run: Run, n: int | None, games: Sequence[str]) -> None:
+    wanted = {f"{game}episode-{index}" for index in range(n or 0) for game in games}
     for phase, outcomes in run.outcomes.items():
         ids = Counter((outcome.mode, outcome.id) for outcome in outcomes)
         if n is not None and ({name for _, name in ids} != wanted or set(ids.values()) != {1}):

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+import torch
+
 from opdbench.frames import FrameStacks
 from opdbench.rollouts import Rollouts
+
+GAME = "game"  # column [B]: the number of the game that a trajectory is of, where one student plays several
 
 
 class Aggregate:
@@ -70,6 +74,53 @@ class Aggregate:
         if len(self._parts) > 1:
             self._parts = [Rollouts.cat(self._parts)]
         return self._parts[0]
+
+
+class Replays:
+    """An `Aggregate` for each game, by column `game`; a single one where there is no such column.
+
+    Args:
+        capacity: of each.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
+        self._stores: dict[int, Aggregate] = {}
+
+    @property
+    def games(self) -> list[int]:
+        """The games that something has been added of, in their order."""
+        return sorted(self._stores)
+
+    def add(self, rollouts: Rollouts) -> None:
+        game_b = rollouts.columns.get(GAME)
+        if game_b is None:
+            self._store(0).add(rollouts)
+            return
+        for game in torch.unique(game_b).tolist():
+            self._store(game).add(rollouts.select((game_b == game).nonzero()[:, 0]))
+
+    def sample(self, n: int, rng: Random, game: int | None = None) -> Rollouts:
+        """`n` different trajectories of one game: of the given one, or of any, all equally likely."""
+        if game is None:
+            game = rng.choice(self.games) if len(self._stores) > 1 else self.games[0]
+        return self._stores[game].sample(n, rng)
+
+    def sample_each(self, n: int, rng: Random) -> Rollouts:
+        """`n` trajectories, as many of every game."""
+        share = max(1, n // len(self._stores))
+        return Rollouts.cat([self._stores[game].sample(share, rng) for game in self.games])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(game): store.state_dict() for game, store in self._stores.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stores = {}
+        for game, stored in state.items():
+            self._store(int(game)).load_state_dict(stored)
+
+    def _store(self, game: int) -> Aggregate:
+        return self._stores.setdefault(game, Aggregate(self._capacity))
 
 
 def epochs(rollouts: Rollouts, n_epochs: int, n_minibatches: int, rng: Random) -> Iterator[Rollouts]:

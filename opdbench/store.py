@@ -287,6 +287,6 @@ def _digest(structure: str, tensors: dict[str, Any]) -> str:
 
     digest = hashlib.sha256(structure.encode())
     for key in sorted(tensors, key=int):
-        if tensors[key].numel():  # one that is empty may have strides that cannot be viewed as bytes
+        if tensors[key].numel():  # an empty tensor that numpy made has strides that cannot be viewed as bytes
             digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -38,8 +38,8 @@ LONGEST_NAME = 200  # an example's id
 _MANY = 16  # values of a list from which on they are looked at together
 
 METHOD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9_-]{1,63}){0,3}")
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9_/+-]{0,99})?(\.[A-Za-z0-9_-]{1,63}){0,3}"
-                       r"@[0-9]{1,6}")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9_/:+-]{0,199})?"
+                       r"(\.[A-Za-z0-9_-]{1,63}){0,3}@[0-9]{1,6}")
 # Control characters but tab and line feed, and marks that turn the direction of reading.
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

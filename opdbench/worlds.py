@@ -36,7 +36,7 @@ def build(plan: Plan) -> World:
     if isinstance(plan.task, LanguageTask):
         return _language(plan, plan.task)
     if isinstance(plan.task, ControlTask):
-        return _control(plan, plan.task)
+        return _several(plan, plan.task) if plan.task.games() else _control(plan, plan.task)
     raise TypeError(f"{type(plan.task).__name__} is neither a LanguageTask nor a ControlTask")
 
 
@@ -131,35 +131,85 @@ def control_policies(spec: Spec, task: ControlTask, student_path: Path | None, n
     """
     import torch
 
-    from opdbench.rl.load import load_policy
+    from opdbench.rl.games_policy import ByGame
     from opdbench.rl.simulators import make_simulators
     from opdbench.rl.world import fresh_student
 
-    recipe, execution = spec.recipe, spec.execution
-
-    # bfloat16 is for large models: it would round observations, and a small network gains nothing from it.
-    dtype = _dtype("float64" if execution.dtype == "float64" else "float32")
-
     def load(model: references.Model | references.Exact) -> Policy:
-        if isinstance(model, references.Exact):
-            exact = task.exact_teacher()
-            assert exact is not None  # checked when the run was resolved
-            return exact.to(execution.device, dtype)
-        return load_policy(model.path, activation=model.activation, trust_pickle=trust_pickle).to(
-            execution.device, dtype)
+        policy = _control_policy(spec, task, model, trust_pickle)
+        if isinstance(policy, ByGame):
+            raise UserError(f"a student of several games cannot play {task.id} alone",
+                            "choose the task that it was trained on, or another policy")
+        return policy
 
     def mix(named: references.Mix | references.Route, parts: list[Policy]) -> Policy:
         assert isinstance(named, references.Mix)  # a route was refused when the run was resolved
-        observation = torch.zeros(1, 1, *make_simulators(task).observation_shape, device=execution.device)
+        device = spec.execution.device
+        observation = torch.zeros(1, 1, *make_simulators(task).observation_shape, device=device)
         return teachers.Mixture(parts, observation, named.weights)
 
-    reference = recipe.student.reference
-    student: Policy
-    if student_path is None:
-        student = fresh_student(task, recipe.seed, references.fresh_widths(reference)).to(execution.device, dtype)
-    else:
-        student = load(references.Model(student_path, reference.partition("#")[2] or None))
+    student = (load(_given(spec, student_path)) if student_path else
+               _placed(spec, fresh_student(task, spec.recipe.seed, _widths(spec))))
     return student, None if named is None else teachers.build(named, student, load, mix)
+
+
+def _several(plan: Plan, task: ControlTask) -> World:
+    """A task of several games."""
+    from opdbench.rl.games_policy import ByGame
+    from opdbench.rl.games_world import GamesWorld, fresh_games_student, teacher_of_each
+
+    spec = plan.spec
+
+    def load(model: references.Model | references.Exact) -> Policy:
+        return _control_policy(spec, task, model, plan.request.trust_pickle)
+
+    def combine(named: references.Mix | references.Route, parts: list[Policy]) -> Policy:
+        if isinstance(named, references.Mix):
+            raise UserError(f"teachers of {task.id} are not mixed: each game has its own", _each_game(task))
+        return teacher_of_each(task, [parts[named.values.index(game.name)] for game in task.games()])
+
+    def by_game(policy: Policy, role: str, fix: str) -> ByGame:
+        if not isinstance(policy, ByGame):
+            raise UserError(f"the {role} plays one game alone, and {task.id} is {len(task.games())}", fix)
+        return policy
+
+    student = (load(_given(spec, plan.student)) if plan.student else
+               _placed(spec, fresh_games_student(task, spec.recipe.seed, _widths(spec))))
+    several = by_game(student, "student", "leave --student out, or name one that was trained on these games")
+    teacher = None if plan.teacher is None else by_game(teachers.build(plan.teacher, student, load, combine),
+                                                        "teacher", _each_game(task))
+    return GamesWorld(task, several, teacher, seed=spec.recipe.seed)
+
+
+def _each_game(task: ControlTask) -> str:
+    return f"--teacher {references.GAMES}" + ",".join(f"{game.name}=MODEL" for game in task.games())
+
+
+def _control_policy(spec: Spec, task: ControlTask, model: references.Model | references.Exact,
+                    trust_pickle: bool) -> Policy:
+    from opdbench.rl.load import load_policy
+
+    if isinstance(model, references.Exact):
+        exact = task.exact_teacher()
+        assert exact is not None  # checked when the run was resolved
+        return _placed(spec, exact)
+    return _placed(spec, load_policy(model.path, activation=model.activation, trust_pickle=trust_pickle))
+
+
+def _given(spec: Spec, path: Path) -> references.Model:
+    """The starting student that is read from files."""
+    return references.Model(path, spec.recipe.student.reference.partition("#")[2] or None)
+
+
+def _widths(spec: Spec) -> tuple[int, ...] | None:
+    """Of a new student."""
+    return references.fresh_widths(spec.recipe.student.reference)
+
+
+def _placed(spec: Spec, policy: Policy) -> Policy:
+    """On the device of the execution. bfloat16 is for large models: it would round observations, and a small network
+    gains nothing from it."""
+    return policy.to(spec.execution.device, _dtype("float64" if spec.execution.dtype == "float64" else "float32"))
 
 
 def _check_device(execution: Execution) -> None:

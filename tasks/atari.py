@@ -18,6 +18,7 @@ from pydantic import Field
 from opdbench.errors import unknown
 from opdbench.rl.train_teacher import TeacherRecipe
 from opdbench.task import ControlTask, Task
+from opdbench.tasks.atari_scores import RANDOM_HUMAN
 
 if TYPE_CHECKING:
     import gymnasium
@@ -67,7 +68,9 @@ class Atari(ControlTask):
         game = argument.replace("_", "-")
         if game not in (known := games()):
             raise unknown("Atari game", argument, known)
-        return super().named(game)
+        found = super().named(game)
+        found.yardstick = RANDOM_HUMAN.get(game)  # type: ignore[attr-defined]
+        return found
 
     def rules(self) -> Rules:
         """Of evaluation and rollouts."""

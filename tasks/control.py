@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class GymControl(ControlTask):
-    """A registered gymnasium environment, made without changes, at its own time limit."""
+    """A registered gymnasium environment, made without changes, at its own time limit.
+
+    A `yardstick` is the mean over 100 episodes of uniform actions, and of the shipped teacher, greedy.
+    """
 
     student: ClassVar[str | None] = None  # a fresh network of `student_hidden`, initialised from the run's seed
     teacher_recipe: ClassVar[TeacherRecipe]
@@ -59,6 +62,7 @@ class CartPole(GymControl):
                 "Episode k always starts from the same state; the first episode of each counts.")
     teacher = "cartpole/teacher"
     env_id = "CartPole-v1"
+    yardstick: ClassVar[tuple[float, float] | None] = (21.9, 500.0)
     max_episode_steps = 500
     student_hidden: ClassVar[Sequence[int]] = (32,)
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 32, "horizon": 32}
@@ -80,6 +84,7 @@ class Acrobot(GymControl):
                 "500. Episode k always starts from the same state; the first episode of each counts.")
     teacher = "acrobot/teacher"
     env_id = "Acrobot-v1"
+    yardstick: ClassVar[tuple[float, float] | None] = (-499.2, -81.7)
     max_episode_steps = 500
     student_hidden: ClassVar[Sequence[int]] = (16,)
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 32}
@@ -101,6 +106,7 @@ class MountainCar(GymControl):
     teacher = "mountain-car/teacher"  # pushes the way that the car moves; written down, not trained
     student_scale: ClassVar[Sequence[float]] = (1.2, 0.07)  # the bounds: a network cannot see speeds of a hundredth
     env_id = "MountainCar-v0"
+    yardstick: ClassVar[tuple[float, float] | None] = (-200.0, -137.1)
     max_episode_steps = 200
     student_hidden: ClassVar[Sequence[int]] = (16,)
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 32}
@@ -121,6 +127,7 @@ class LunarLander(GymControl):
                 "Episode k always starts from the same state; the first episode of each counts.")
     teacher = "lunarlander/teacher"
     env_id = "LunarLander-v3"
+    yardstick: ClassVar[tuple[float, float] | None] = (-174.8, 270.8)
     max_episode_steps = 1000
     student_hidden: ClassVar[Sequence[int]] = (32, 32)
     training: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "schedule": "linear", "batch": 16, "horizon": 64}

@@ -20,6 +20,7 @@ from opdbench import registry
 from opdbench.baselines.actor_mimic import ActorMimic
 from opdbench.baselines.ammd import AMMD
 from opdbench.baselines.bc import BehaviourCloning
+from opdbench.baselines.continual import Continual
 from opdbench.baselines.dagger import DAgger
 from opdbench.baselines.distillm import DistiLLM
 from opdbench.baselines.distillm2 import DistiLLM2
@@ -196,6 +197,7 @@ CASES = {
     "policy-distillation": Case(PolicyDistillation, {"tau": 0.5}, {TEACHER: lambda s: kl(tempered(s.p, 0.5), s.q)}),
     "policy-distillation, nll": Case(PolicyDistillation, {"target": "nll"}, {TEACHER: hard_label}),
     "actor-mimic": Case(ActorMimic, {"tau": 2.0, "beta": 0.0}, {STUDENT: lambda s: kl(tempered(s.p, 2.0), s.q)}),
+    "continual": Case(Continual, {}, {STUDENT: forward}),  # of one game; of several: tests/rl/test_continual.py
     "student-distill": Case(StudentDistill, {}, {STUDENT: forward}),
     "kickstarting": Case(Kickstarting, {"weight": 0.3}, {STUDENT: lambda s: 0.3 * forward(s)}),
     "kickstarting-pbt": Case(KickstartingPBT, {"weight": 0.3, "spread": 1.0}, {STUDENT: lambda s: 0.3 * forward(s)}),

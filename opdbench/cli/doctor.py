@@ -149,6 +149,8 @@ def _problems(task: Task) -> Finding:
 def _open(task: Task) -> str:
     from opdbench.task import ControlTask, LanguageTask
 
+    if task.games():
+        return "; ".join(map(_open, task.games()))
     if isinstance(task, ControlTask):
         task.make().close()
         return f"{task.env_id} can be made"

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from opdbench.cli.arguments import seed_range
 from opdbench.cli.suite import refuse_settings
-from opdbench.schema.record import Record
+from opdbench.schema.record import Record, Score
 from opdbench.text import print_json, table
 
 PREFIX = "recipe:"
@@ -33,7 +33,13 @@ def execute(args: argparse.Namespace) -> int:
     ended = {seed: {done.stage: done for done in outer.play(recipe, seed, results, say)} for seed in seeds}
 
     def scores(line: Line) -> list[float]:
-        return [_greedy(ended[seed][line.stage].record, line.phase) for seed in seeds]
+        return [_greedy(ended[seed][line.stage].record, line.phase).mean for seed in seeds]
+
+    def written(line: Line) -> list[str]:
+        shares = _greedy(ended[seeds[0]][line.stage].record, line.phase).interval == "wilson"
+        factor, sign = (100, "%") if shares else (1, "")
+        return [line.label, f"{factor * fmean(scores(line)):.1f}{sign}",
+                " ".join(f"{factor * score:.1f}" for score in scores(line))]
 
     if args.json:
         print_json({"recipe": name, "seeds": seeds, "status": "completed",
@@ -41,12 +47,11 @@ def execute(args: argparse.Namespace) -> int:
                                for line in recipe.report],
                     "records": {stage: [str(ended[seed][stage].folder) for seed in seeds] for stage in recipe.stages}})
         return 0
-    rows = [[line.label, f"{100 * fmean(scores(line)):.1f}%", " ".join(f"{100 * score:.1f}" for score in scores(line))]
-            for line in recipe.report]
-    scored = table(["", "greedy", f"seeds {seeds[0]} to {seeds[-1]}"], rows)
+    scored = table(["", "greedy", f"seeds {seeds[0]} to {seeds[-1]}"], [written(line) for line in recipe.report])
     print(f"{recipe.title}\n\n{scored}\n\nrecords in {results}")
     return 0
 
 
-def _greedy(record: Record, phase: str) -> float:
-    return float(getattr(record, phase)["greedy"].mean)
+def _greedy(record: Record, phase: str) -> Score:
+    score: Score = getattr(record, phase)["greedy"]
+    return score

@@ -198,6 +198,8 @@ def model_content(task: Task, role: str) -> dict[str, Any]:
         return {"reference": None, "comes_from": "the hardware profile", "by_profile": named}
     if reference == "exact":
         return {"reference": reference, "comes_from": "computed from the task's own rules"}
+    if task.games():
+        return {"reference": reference, "comes_from": "each game's own"}
     folder = models.shipped_models(task).get(reference)
     if folder is None:
         return {"reference": reference, "comes_from": "not shipped: a folder or the hub"}

@@ -25,7 +25,9 @@ EPISODES = 10
 
 
 def control_checks(task: ControlTask) -> dict[str, Callable[[], None]]:
-    """The checks by name."""
+    """The checks by name; of a task of several games, those of each."""
+    if task.games():
+        return {f"{game.name}: {name}": check for game in task.games() for name, check in control_checks(game).items()}
     return {
         "spaces": lambda: _check_spaces(task),
         "episodes repeat with their seed": lambda: _check_seeds(task),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 PROBES = {
     "geometry": "geometry:Geometry", "rocks": "distance:RockTokens", "overlap": "distance:Overlap",
     "fidelity": "distance:Fidelity", "agreement": "distance:Agreement", "context-gain": "context_gain:ContextGain",
-    "gradient-variance": "gradient_variance:GradientVariance"}
+    "gradient-variance": "gradient_variance:GradientVariance",
+    "forgetting": "forgetting:Forgetting"}
 
 
 def check(names: Sequence[str]) -> None:

@@ -47,9 +47,13 @@ class Probe(ABC):
         """What is known at the end, as JSON values."""
         return {}
 
+    def looks(self, ctx: Context) -> int:
+        """How often it looks, over the budget."""
+        return LOOKS
+
     def watch(self, look: Look) -> None:
         """One look, when another share of the budget is spent."""
-        if look.rollouts.n_rows == 0 or int(look.ctx.progress * LOOKS) < len(self.series):
+        if look.rollouts.n_rows == 0 or int(look.ctx.progress * self.looks(look.ctx)) < len(self.series):
             return
         with look.ctx.aside(), torch.no_grad():
             found = self.figures(look)

@@ -8,7 +8,7 @@ from opdbench.errors import UserError
 from opdbench.report.arms import is_of, models_given, settings_in
 from opdbench.report.entries import Entry, check_same_problems, entry_of
 from opdbench.report.runs import Run, setting_of, with_outcomes
-from opdbench.schema.outer import STAGE, OuterRecipe, Stage, read
+from opdbench.schema.outer import BEST, STAGE, OuterRecipe, Stage, read
 from opdbench.schema.spec import ModelRef
 from opdbench.settings import parse_budget
 
@@ -59,9 +59,11 @@ def _is_stage(stage: Stage, run: Run, chain: Chain) -> bool:
 
 
 def _builds_on(wanted: str | None, model: ModelRef | None, chain: Chain) -> bool:
-    """Whether a model is what the stages that `wanted` names left: their folders are in its reference."""
+    """Whether a model is what the stages that `wanted` names left, or the best of them: their folders are in its
+    reference."""
     names = STAGE.findall(wanted or "")
-    return all(name in chain and model is not None and chain[name].path.name in model.reference for name in names)
+    found = [name in chain and model is not None and chain[name].path.name in model.reference for name in names]
+    return any(found) if (wanted or "").startswith(BEST) else all(found)
 
 
 def _without_models(run: Run) -> str:

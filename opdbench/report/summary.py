@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from opdbench.schema.record import Record, Score
+from opdbench.schema.record import NORMALISED, Record, Score
+from opdbench.stats.aggregate import geometric_mean
 from opdbench.text import fields, percent, table
 
 _PHASES = ("before", "after", "teacher")
@@ -22,7 +23,7 @@ def summary(record: Record, place: str) -> str:
     head = f"{recipe.method} on {recipe.task}, seed {recipe.seed}: {record.status}"
     if record.reason:
         head += f" ({record.reason})"
-    return "\n\n".join(part for part in (head, _scores(record), fields(_facts(record, place))) if part)
+    return "\n\n".join(part for part in (head, _scores(record), _games(record), fields(_facts(record, place))) if part)
 
 
 def details(record: Record) -> str:
@@ -62,6 +63,24 @@ def _scores(record: Record) -> str:
         return ""
     metric = record.before[modes[0]].metric if record.before else ""
     return table([metric, *(f"{mode} (95% interval)" for mode in modes)], rows)
+
+
+def _games(record: Record) -> str:
+    """Of a task that is several games: each one's mean return, and what part of its teacher's gap and score was reached
+    (greedy), with the geometric mean of the latter as Rusu et al. 2016 have it, where returns are positive."""
+    phases = [score for phase in _PHASES if (score := getattr(record, phase).get("greedy")) is not None]
+    if len(phases) < len(_PHASES) or phases[0].metric != NORMALISED:
+        return ""
+    rows, shares = [], list[float]()
+    for game in phases[0].extra:
+        before, after, teacher = (score.extra[game] for score in phases)
+        gap = percent((after - before) / (teacher - before)) if teacher > before else "-"
+        shares.append(after / teacher if min(after, teacher) > 0 else 0.0)
+        rows.append([game, f"{before:.1f}", f"{after:.1f}", f"{teacher:.1f}", gap,
+                     percent(shares[-1]) if shares[-1] else "-"])
+    if all(shares):
+        rows.append(["geometric mean", "", "", "", "", percent(geometric_mean(shares))])
+    return table(["return", *_PHASES, "gap recovered", "of the teacher's"], rows)
 
 
 def _cell(score: Score | None) -> str:
@@ -141,6 +160,9 @@ def _probes(record: Record) -> Iterator[tuple[str, str]]:
         for figure in figures:
             course = [entry[figure] for entry in seen["series"] if figure in entry]
             yield f"{name} {figure}".replace("_", " "), f"{course[0]:.4g} to {course[-1]:.4g}  {sparkline(course)}"
+        for figure, value in seen.items():
+            if isinstance(value, float):
+                yield figure.replace("_", " "), f"{value:.4g}"
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from opdbench.errors import UserError
-from opdbench.rl import conv_policy, folder, table
+from opdbench.rl import conv_policy, folder, games_policy, table
 from opdbench.rl.conv_policy import ConvPolicy
+from opdbench.rl.games_policy import GamesPolicy
 from opdbench.rl.policy import ControlPolicy
 from opdbench.rl.sb3 import load_sb3
 from opdbench.rl.table import TablePolicy
 
 
 def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool = False
-                ) -> ControlPolicy | TablePolicy | ConvPolicy:
+                ) -> ControlPolicy | TablePolicy | ConvPolicy | GamesPolicy:
     """Read a policy folder (policy.json and policy.safetensors) or an SB3 zip, without unpickling anything.
 
     Args:
@@ -28,6 +29,8 @@ def load_policy(path: Path, *, activation: str | None = None, trust_pickle: bool
         kind = folder.kind(path)
         if kind == conv_policy.KIND:
             return ConvPolicy.load(path)
+        if kind == games_policy.KIND:
+            return GamesPolicy.load(path)
         return TablePolicy.load(path) if kind == table.KIND else ControlPolicy.load(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation=activation, trust_pickle=trust_pickle)

@@ -44,12 +44,14 @@ class ControlWorld:
     oracle: None = None
     prompts: None = None
 
-    def __init__(self, task: ControlTask, student: Policy, teacher: Policy | None, *, seed: int) -> None:
+    def __init__(self, task: ControlTask, student: Policy, teacher: Policy | None, *, seed: int,
+                 make: Callable[[ControlTask], Simulators] = make_simulators) -> None:
         """
         Args:
             task: what is controlled.
             student, teacher: policies over the task's observations and actions.
             seed: the run's seed, which the episodes of rollouts derive from.
+            make: the simulators of the task.
 
         Raises:
             UserError: a policy does not fit the task.
@@ -57,7 +59,7 @@ class ControlWorld:
         self.task = task
         self.student = student
         self.teacher = teacher
-        self._seed = seeds.derive(seed, "rollout", "environments")
+        self._seed, self._make = seeds.derive(seed, "rollout", "environments"), make
         self._start()
         for role, policy in (("student", student), ("teacher", teacher)):
             if isinstance(policy, _SHAPED):
@@ -139,7 +141,7 @@ class ControlWorld:
         self._environments.load_state_dict(state)
 
     def _start(self) -> None:
-        simulators = make_simulators(self.task)
+        simulators = self._make(self.task)
         self._environments = Environments(simulators, self._seed)
         self._frames = FrameLog(simulators.stack) if simulators.stack else None
 
@@ -192,7 +194,8 @@ def episode_seed(task: ControlTask, split: Split, number: int) -> int:
 
 @torch.no_grad()
 def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: Literal["greedy", "sampled"],
-             n: int | None = None, seed: int = 0, watched: Watched | None = None) -> list[Outcome]:
+             n: int | None = None, seed: int = 0, watched: Watched | None = None,
+             make: Callable[[ControlTask], Simulators] = make_simulators) -> list[Outcome]:
     """Play `n` full episodes (the task's own number when None), exactly one in each of n seeded environments.
 
     Args:
@@ -200,12 +203,13 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
         mode: the most likely action (the largest logit, the mean), or a draw at temperature 1.
         seed: of the draws; where episodes start depends on the split and their number alone.
         watched: an episode to see step by step. Where each stands alone (`parallel_episodes`) no other is played.
+        make: the simulators of the task.
 
     Returns:
         One outcome an episode, in order; the score is the undiscounted return.
     """
     n = task.evaluation_episodes if n is None else n
-    simulators = make_simulators(task)
+    simulators = make(task)
     if isinstance(policy, _SHAPED):
         check_fits(policy, simulators, f"evaluation on {task.id}")
     temperature = 1.0 if mode == "sampled" else 0.0

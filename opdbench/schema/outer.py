@@ -12,6 +12,8 @@ from opdbench.schema.spec import Frozen
 
 STAGE = re.compile(r"stage:([a-z0-9-]+)")  # in a student or a teacher: the student that this stage left
 
+BEST = "best:"  # before several of them, with commas: the one that was best on validation problems
+
 
 class Stage(Frozen):
     """One run."""
@@ -22,7 +24,8 @@ class Stage(Frozen):
     preset: str | None = None
     set: list[str] = Field(default_factory=list, description="KEY=VALUE settings")
     student: str | None = Field(None, description="a model, or stage:NAME; the task's own by default")
-    teacher: str | None = Field(None, description="a teacher, in which stage:NAME may stand; the task's own by default")
+    teacher: str | None = Field(None, description="a teacher, in which stage:NAME may stand, or best:stage:A,stage:B; "
+                                "the task's own by default")
 
     def builds_on(self) -> frozenset[str]:
         """The stages whose students it names."""

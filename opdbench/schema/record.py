@@ -16,6 +16,7 @@ from opdbench.untrusted import LARGEST_AMOUNT
 
 Status = Literal["started", "completed", "diverged", "oom", "cancelled", "error"]
 Phase = Literal["before", "teacher", "after"]
+NORMALISED = "normalised"  # the metric of tasks that are several games, whose mean returns are then in `Score.extra`
 MEASURED_LEDGER = ("seconds", "cpu_seconds", "peak_memory_bytes")
 
 

@@ -12,8 +12,10 @@ from opdbench.cli.main import main
 from opdbench.errors import UserError
 from opdbench.resolve import Request, resolve
 from opdbench.schema.outer import OuterRecipe, names, read
+from opdbench.store import RECORD
 from opdbench.tasks.reasoning import ReasoningTask
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 CHEAP = "evaluation.sampled=false, evaluation.examples=4, evaluation.curve_points=0, batch=4, horizon=4"
 TINY = f"""
 title: Lost and restored
@@ -39,8 +41,8 @@ def test_a_shipped_recipe_names_runs_that_resolve(name: str, monkeypatch: pytest
                             if stage.builds_on() else stage.student))
 
 
-def test_five_recipes_are_shipped() -> None:
-    assert names() == ["alternating", "domains", "low-precision", "personalisation", "progressive"]
+def test_six_recipes_are_shipped() -> None:
+    assert names() == ["alternating", "domains", "low-precision", "online", "personalisation", "progressive"]
 
 
 def test_a_stage_is_the_command_that_a_user_would_type() -> None:
@@ -51,6 +53,28 @@ def test_a_stage_is_the_command_that_a_user_would_type() -> None:
         "run --method opd --task text-maze --seed 3 --budget steps=100 --teacher there/skill/student "
         "--student there/domain/student --set lr=0.003 --set evaluation.sampled=false --set evaluation.examples=120 "
         "--set evaluation.curve_points=0 --results out")
+
+
+def test_the_best_of_several_stages_is_the_one_that_validation_says_and_the_earlier_of_equals(tmp_path: Path) -> None:
+    stage = read("online")[1].stages["student-3"]
+
+    def teacher(*scores: float | None) -> str:
+        """Whom the student is told to learn from, when the agents' stages had these scores (none: not validated)."""
+        folders = {"student-2": Path("there")}
+        for number, score in enumerate(scores):
+            folder = folders[f"agent-{number + 1}"] = tmp_path / f"{number}"
+            content = json.loads(next(RESULTS.glob(f"cartpole/*/*/{RECORD}")).read_text())
+            content["validation"] = [] if score is None else [{"step": 4, "score": 400.0}, {"step": 8, "score": score}]
+            folder.mkdir(exist_ok=True)
+            (folder / RECORD).write_text(json.dumps(content))
+        command = outer.job("student-3", stage, 0, Path("out"), folders).command
+        return command[command.index("--teacher") + 1]
+
+    for scores, best in (((10.0, 90.0, 50.0), 1), ((10.0, 50.0, 90.0), 2), ((90.0, 90.0, 50.0), 0)):
+        assert teacher(*scores) == str(tmp_path / str(best) / "student")
+    assert teacher() == stage.teacher == "best:stage:agent-1,stage:agent-2,stage:agent-3"  # before they were run
+    with pytest.raises(UserError, match="agent-2 was not scored on validation"):
+        teacher(10.0, None, 50.0)
 
 
 @pytest.mark.slow
