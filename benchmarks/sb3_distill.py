@@ -2,7 +2,7 @@
 
 The same game, rules, teacher, student, initial weights, copies, steps a round, passes and minibatches. sb3_distill is
 on no package index, so its loop is implemented again on Stable-Baselines3 (benchmarks/workers/sb3_distill_loop.py),
-which needs `pip install -e '.[atari,sb3]' opencv-python-headless` in the environment of this command. The teacher has
+which needs `pip install -e '.[atari,rl]' opencv-python-headless` in the environment of this command. The teacher has
 random weights: what it says costs the same. What is compared is CPU time for every environment step, updates included,
 of one thread but for ALE's own; both take turns, in processes of their own.
 """
@@ -24,6 +24,7 @@ from benchmarks.timing import Spread, table
 BAR = 2.0  # times sb3_distill's environment steps for a CPU second
 SETTINGS = {"student-distill": {"copies": 16, "horizon": 5, "epochs": 1, "minibatch": 80, "rounds": 8},
             "ppd": {"copies": 16, "horizon": 64, "epochs": 4, "minibatch": 512, "rounds": 1}}
+TINY = {"copies": 2, "horizon": 4, "epochs": 2, "minibatch": 4, "rounds": 1}
 Reports = Sequence[Mapping[str, Any]]
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(method: str, given: argparse.Namespace) -> float:
     """Prints one method's table; how many times sb3_distill's steps opdbench makes in a CPU second."""
-    sizes = SETTINGS[method] | ({"rounds": given.rounds} if given.rounds else {})
+    sizes = TINY if given.tiny else SETTINGS[method] | ({"rounds": given.rounds} if given.rounds else {})
     setting = Setting(method, given.game, given.teacher, given.student, **sizes)
     modules = ["sb3_distill_opdbench", *([] if given.no_peer else ["sb3_distill_loop"])]
     with ExitStack() as stack:
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--student", default="net3", help="its network")
     parser.add_argument("--rounds", type=int, help="of collecting and updating in a turn")
     parser.add_argument("--repeats", type=int, default=7, help="turns that count")
+    parser.add_argument("--tiny", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--no-peer", action="store_true", help="opdbench alone")
     parser.add_argument("--strict", action="store_true", help="fail (exit code 3) below the bar")
     return parser

@@ -104,9 +104,9 @@ def make_model(setting: Setting, env: VecEnv) -> StudentDistill | ProximalPolicy
         return {"features_extractor_class": RusuExtractor, "net_arch": [],
                 "features_extractor_kwargs": {"network": name, "bfloat16": False}}
 
-    common: dict[str, Any] = {"policy": ActorCriticCnnPolicy, "env": env, "n_steps": setting.horizon, "learning_rate": 3e-4,
-                              "gamma": 0.999, "ent_coef": 0.01, "policy_kwargs": policy_of(setting.student),
-                              "device": "cpu", "seed": 0}
+    common: dict[str, Any] = {
+        "policy": ActorCriticCnnPolicy, "env": env, "n_steps": setting.horizon, "learning_rate": 3e-4, "gamma": 0.999,
+        "ent_coef": 0.01, "policy_kwargs": policy_of(setting.student), "device": "cpu", "seed": 0}
     model: StudentDistill | ProximalPolicyDistillation
     if setting.method == "student-distill":
         space = (gymnasium.spaces.Discrete,)

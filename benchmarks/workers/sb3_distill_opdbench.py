@@ -22,8 +22,8 @@ def make_trainer(setting: Setting) -> Trainer:
     task_class = registry.load("task", f"atari/{setting.game}@v4-nosticky")
     task, method_class = task_class(), registry.load("method", setting.method)
     actions = task.simulators().n_actions
-    world = ControlWorld(task, network(setting.student, actions, "student"), network(setting.teacher, actions, "teacher"),
-                         seed=0)
+    student, teacher = network(setting.student, actions, "student"), network(setting.teacher, actions, "teacher")
+    world = ControlWorld(task, student, teacher, seed=0)
     training = Training(lr=3e-4, batch=setting.copies, horizon=setting.horizon)
     params = {} if setting.method == "student-distill" else {
         "epochs": setting.epochs, "minibatches": setting.copies * setting.horizon // setting.minibatch}
