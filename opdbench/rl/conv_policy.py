@@ -143,8 +143,9 @@ def multiplications(architecture: ConvArchitecture) -> int:
     return total + sum(prod(pair) for pair in pairwise(widths))
 
 
-def _projection(head: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _projection(head: nn.Module) -> Callable[[Tensor], Tensor]:
     """Logits, in float32 or wider, from features."""
+    assert isinstance(head, nn.Linear)
     weight, bias = head.weight, head.bias
 
     def project(features_nh: Tensor) -> Tensor:

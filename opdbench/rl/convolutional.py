@@ -76,7 +76,8 @@ class ConvNetwork(nn.Module):
     def reader(self, game: int = 0) -> Callable[[Tensor], Tensor]:
         """`features` as a function of frames alone. Where few states are read at a time, looking up modules and weights
         in every one of them, and calling them as modules, would take as long as a convolution."""
-        layers = [(layer.weight, layer.bias, layer.stride) for layer in self.convolutions]
+        layers = [(layer.weight, layer.bias, layer.stride)
+                  for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
         weight, bias = self.hidden.weight, self.hidden.bias
         controller = self.controllers[game] if self.architecture.controller else None
 
