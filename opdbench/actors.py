@@ -110,7 +110,8 @@ def sample(logits_ba: Tensor, temperature: float, uniform_b: Tensor) -> tuple[Te
     cumulative_ba = probability_ba.cumsum(-1, dtype=torch.float64) if on_cpu else counted_cumsum(probability_ba)
     action_b1 = torch.searchsorted(cumulative_ba, uniform_b[:, None] * cumulative_ba[:, -1:], right=True)
     action_b1 = action_b1.clamp_(max=logits_ba.shape[-1] - 1)  # rounding may reach the total itself, once in 1e16
-    return action_b1[:, 0], probability_ba.gather(-1, action_b1)[:, 0].log().float()
+    logp_b = probability_ba.gather(-1, action_b1)[:, 0].log()
+    return action_b1[:, 0], logp_b if logp_b.dtype == torch.float32 else logp_b.float()
 
 
 def counted_cumsum(probability_ba: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def nucleus(logits_ba: Tensor, top_p: float) -> Tensor:
 
 def _tempered(logits_ba: Tensor, temperature: float) -> Tensor:
     """logits / temperature, in float32 or wider."""
-    logits_ba = logits_ba if logits_ba.dtype == torch.float64 else logits_ba.float()
+    logits_ba = logits_ba if logits_ba.dtype.itemsize >= 4 else logits_ba.float()
     return logits_ba if temperature == 1 else logits_ba / temperature
 
 

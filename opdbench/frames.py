@@ -214,9 +214,11 @@ class FrameLog:
         """
         n = len(stack_b)
         self._know(stack_b, step_b)
-        place_bs = np.concatenate([self._recent_nr[:n], self._append(stack_b[:, -1])[:, None]], axis=1)
-        before_episode_bs = np.arange(self._stack) < self._stack - 1 - step_b[:, None]
-        place_bs = np.where(before_episode_bs, BLANK, place_bs)
+        place_bs = np.empty((n, self._stack), np.int64)
+        place_bs[:, :-1] = self._recent_nr[:n]
+        place_bs[:, -1] = self._append(stack_b[:, -1])
+        if step_b.min() < self._stack - 1:
+            place_bs[np.arange(self._stack) < self._stack - 1 - step_b[:, None]] = BLANK
         self._recent_nr[:n] = place_bs[:, 1:]
         return place_bs
 

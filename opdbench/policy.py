@@ -8,9 +8,11 @@ the output layer over the vocabulary; for a control policy it is the last linear
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from opdbench.distributions import Categorical, Distribution
@@ -52,6 +54,15 @@ class Policy(nn.Module, ABC):
     def distribution(self, features_nh: Tensor) -> Distribution:
         """What the policy would do in states with these features [N, H]."""
         return Categorical(self.project(features_nh))
+
+    def reader(self) -> Callable[[Tensor], Distribution]:
+        """What the policy would do in single states [B, *observation], as a function; for control tasks, where few
+        states are read again and again. It sees updates of the weights, as long as they keep their place."""
+        def read(observation_b: Tensor) -> Distribution:
+            length_b = torch.ones(len(observation_b), dtype=torch.int64, device=observation_b.device)
+            return self.distribution(self.features(observation_b[:, None], length_b)[:, 0])
+
+        return read
 
     def state_values(self, features_nh: Tensor) -> Tensor:
         """The expected return [N] of the policy itself from states with these features, where it knows it.

@@ -114,13 +114,14 @@ class AtariSimulators(Simulators):
         for index, action in zip(index_k.tolist(), action_k.tolist(), strict=True):
             self._done_n[index].append(action)
         after = self._act(index_k, action_k)
-        self._fires_n[index_k] = after.lives_k < self.lives_n[index_k]
+        if self._fire is not None:
+            self._fires_n[index_k] = after.lives_k < self.lives_n[index_k]
         self.lives_n[index_k] = after.lives_k
         return Transition(after.observation_k, after.reward_k, after.terminated_k,
                           after.truncated_k & ~after.terminated_k)
 
     def _act(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> _After:
-        if len(self._blocks) == 1 and np.array_equal(index_k, np.arange(self.n)):
+        if len(self._blocks) == 1 and len(index_k) == self.n:
             return self._blocks[0].step_all(action_k)
         block_k = self._block_n[index_k]
         parts: list[_After] = []

@@ -6,7 +6,7 @@ Stored like a `ControlPolicy`: policy.json (kind "convolutional") and policy.saf
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from math import prod, sqrt
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
+from torch.nn.functional import linear
 
+from opdbench.distributions import Categorical, Distribution
 from opdbench.errors import UserError
 from opdbench.policy import Policy
 from opdbench.rl import folder
@@ -80,9 +82,12 @@ class ConvPolicy(Policy):
                                     for start in range(0, max(1, len(own_n)), CHUNK)])
         return feature_nh.view(batch, horizon, self.n_features)
 
+    def reader(self) -> Callable[[Tensor], Distribution]:
+        features, project = self.network.reader(), _projection(self.network.heads[0])
+        return lambda frames_b: Categorical(project(features(frames_b)))
+
     def project(self, features_nh: Tensor) -> Tensor:
-        logits_na: Tensor = self.network.heads[0](features_nh)
-        return logits_na if logits_na.dtype.itemsize >= 4 else logits_na.float()
+        return _projection(self.network.heads[0])(features_nh)
 
     def forward_flops(self, n_states: int, context: float) -> float:
         return 2.0 * n_states * multiplications(self.architecture)
@@ -136,6 +141,18 @@ def multiplications(architecture: ConvArchitecture) -> int:
     own = [architecture.controller] if architecture.controller else []
     widths = [architecture.flat(), architecture.hidden, *own, architecture.actions[0]]
     return total + sum(prod(pair) for pair in pairwise(widths))
+
+
+def _projection(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Logits, in float32 or wider, from features."""
+    assert isinstance(head, nn.Linear)
+    weight, bias = head.weight, head.bias
+
+    def project(features_nh: Tensor) -> Tensor:
+        logits_na = linear(features_nh, weight, bias)
+        return logits_na if logits_na.dtype.itemsize >= 4 else logits_na.float()
+
+    return project
 
 
 def _draw(network: ConvNetwork, generator: Generator) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 SIDE = 84  # pixels of a frame's side
 KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
@@ -69,11 +71,24 @@ class ConvNetwork(nn.Module):
 
     def features(self, frames_n: Tensor, game: int = 0) -> Tensor:
         """What a game's head reads [N, H], from frames [N, frames, 84, 84], uint8."""
-        x = frames_n.to(self.hidden.weight.dtype, copy=True).div_(255)
-        for convolution in self.convolutions:
-            x = torch.relu_(convolution(x))
-        x = torch.relu(self.hidden(x.flatten(1)))
-        return torch.relu(self.controllers[game](x)) if self.architecture.controller else x
+        return self.reader(game)(frames_n)
+
+    def reader(self, game: int = 0) -> Callable[[Tensor], Tensor]:
+        """`features` as a function of frames alone. Where few states are read at a time, looking up modules and weights
+        in every one of them, and calling them as modules, would take as long as a convolution."""
+        layers = [(layer.weight, layer.bias, layer.stride)
+                  for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+        weight, bias = self.hidden.weight, self.hidden.bias
+        controller = self.controllers[game] if self.architecture.controller else None
+
+        def features(frames_n: Tensor) -> Tensor:
+            x = frames_n.to(weight.dtype, copy=True).div_(255)
+            for kernel, offset, stride in layers:
+                x = torch.conv2d(x, kernel, offset, stride).relu_()
+            x = linear(x.flatten(1), weight, bias).relu_()
+            return x if controller is None else torch.relu(controller(x))
+
+        return features
 
     def forward(self, frames_n: Tensor, game: int = 0) -> Tensor:
         """Logits [N, A] of one game."""

@@ -31,7 +31,7 @@ class Environments:
 
     Attributes:
         observation_n: [N, *observation], what every environment shows now; after an episode's last action it is
-            already the first observation of the next episode.
+            already the first observation of the next episode. The next step may write to it or replace it.
     """
 
     def __init__(self, simulators: Simulators, seed: int) -> None:
@@ -65,7 +65,10 @@ class Environments:
     def _advance(self, index_k: NDArray[np.int64], action_k: NDArray[np.int64]) -> Step:
         self._log(index_k, action_k)
         after = self.simulators.step(index_k, action_k)
-        self.observation_n[index_k] = after.observation_k
+        if len(index_k) == self.n:
+            self.observation_n = after.observation_k
+        else:
+            self.observation_n[index_k] = after.observation_k
         for index in index_k[after.terminated_k | after.truncated_k].tolist():
             self._episode_n[index] += 1
             self._reset(index)
@@ -123,4 +126,4 @@ class Environments:
         if step_k.max() >= self._action_nt.shape[1]:
             self._action_nt = np.concatenate([self._action_nt, np.zeros_like(self._action_nt)], axis=1)
         self._action_nt[index_k, step_k] = action_k
-        self._logged_n[index_k] += 1
+        self._logged_n[index_k] = step_k + 1

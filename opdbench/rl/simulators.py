@@ -27,7 +27,7 @@ Actions = NDArray[Any]  # int64 [K], or float32 [K, D]
 
 
 class Transition(NamedTuple):
-    """What K actions led to, before any reset."""
+    """What K actions led to, before any reset. The arrays are the caller's own."""
 
     observation_k: Observations
     reward_k: NDArray[np.float64]
@@ -116,7 +116,7 @@ class Simulators(ABC):
         return observation
 
     def step(self, index_k: NDArray[np.int64], action_k: Actions) -> Transition:
-        """Take one step in copies `index_k` (each at most once).
+        """Take one step in copies `index_k` (each at most once, in increasing order).
 
         Raises:
             UserError: an environment raised an exception, or returned an observation or reward that is not a number; or
@@ -125,7 +125,10 @@ class Simulators(ABC):
         if self.continuous and np.isnan(action_k).any():
             raise UserError(f"an action for environment {self.name} is not a number (NaN)",
                             "look for NaN in the weights of the policy that acts")
-        self.step_n[index_k] += 1
+        if len(index_k) == self.n:
+            self.step_n += 1
+        else:
+            self.step_n[index_k] += 1
         transition = self._step(index_k, action_k)
         whole_numbers = self.observation_dtype.kind in "biu"
         if not np.isfinite(transition.reward_k).all() or (

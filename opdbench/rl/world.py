@@ -80,7 +80,7 @@ class ControlWorld:
                             "leave the number of samples per state at 1")
         self._environments.grow(n)
         numbers = uniform_table(n, horizon, generator, _draws(self._environments.simulators))
-        segment = self._play_segment(self._decider(actor, n), numbers)
+        segment = self._play_segment(self._decider(actor), numbers)
         return segment.to(_device(self.student))
 
     def _play_segment(self, decide: Callable[[Tensor, Tensor], Decision], uniform_tbd: Tensor) -> Rollouts:
@@ -145,7 +145,7 @@ class ControlWorld:
         self._environments = Environments(simulators, self._seed)
         self._frames = FrameLog(simulators.stack) if simulators.stack else None
 
-    def _decider(self, actor: Actor, n: int) -> Callable[[Tensor, Tensor], Decision]:
+    def _decider(self, actor: Actor) -> Callable[[Tensor, Tensor], Decision]:
         """A function from observations [B, ...] and uniform numbers [B, D] to the actor's decision; it runs only the
         models that the actor uses."""
         if actor.uses_teacher and self.teacher is None:
@@ -155,8 +155,8 @@ class ControlWorld:
                             f"{self.task.id} are vectors of real numbers",
                             "choose a task with discrete actions, or a method in which the student or the teacher acts "
                             "as it is")
-        read_student = _reader(self.student, n) if actor.uses_student else _nothing
-        read_teacher = _reader(self.teacher, n) if actor.uses_teacher and self.teacher else _nothing
+        read_student = _reader(self.student) if actor.uses_student else _nothing
+        read_teacher = _reader(self.teacher) if actor.uses_teacher and self.teacher else _nothing
         look = getattr(actor, "look", _nothing)  # see `Actor`
 
         def decide(observation_b: Tensor, uniform_bd: Tensor) -> Decision:
@@ -244,7 +244,7 @@ def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temp
     observation_n = np.stack([simulators.reset(index, seed) for index, seed in enumerate(episode_seeds)])
     returns_n, truncated_n = np.zeros(n), np.zeros(n, np.bool_)
     running_k = np.arange(n)
-    read = _reader(policy, n)
+    read = _reader(policy)
     while len(running_k):
         uniform_nd = torch.rand(n, _draws(simulators), dtype=torch.float64, generator=generator)
         said_k = read(torch.from_numpy(observation_n[running_k]))
@@ -282,7 +282,7 @@ def _play_in_turn(simulators: Simulators, policy: Policy, episodes: Sequence[_Ep
     simulators.grow(parallel)
     waiting, playing = deque(episodes), dict[int, _Episode]()  # by copy
     observation_n = np.zeros((parallel, *simulators.observation_shape), simulators.observation_dtype)
-    read = _padded(_reader(policy, READ_TOGETHER))
+    read = _padded(_reader(policy))
 
     def begin(index: int) -> None:
         if waiting:
@@ -356,14 +356,12 @@ def _draws(simulators: Simulators) -> int:
     return simulators.n_actions if simulators.continuous else 1
 
 
-def _reader(policy: Policy, n: int) -> Callable[[Tensor], Tensor | Gaussian]:
-    """A function from observations [B, ...] to logits [B, A] or to Gaussians, both on the CPU, for any B up to `n`."""
-    own_device = _device(policy)
-    length_n = torch.ones(n, dtype=torch.int64, device=own_device)
+def _reader(policy: Policy) -> Callable[[Tensor], Tensor | Gaussian]:
+    """A function from observations [B, ...] to logits [B, A] or to Gaussians, both on the CPU."""
+    own_device, read_there = _device(policy), policy.reader()
 
     def read(observation_b: Tensor) -> Tensor | Gaussian:
-        input_b1 = observation_b[:, None].to(own_device)
-        said = policy.distribution(policy.features(input_b1, length_n[:len(input_b1)])[:, 0])
+        said = read_there(observation_b.to(own_device))
         return said.logits_na.cpu() if isinstance(said, Categorical) else said.cpu()
 
     return read
