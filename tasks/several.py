@@ -25,12 +25,16 @@ SMALL_CONTROLLER = 32
 
 
 class Several(ControlTask):
-    """Tasks with finitely many actions, of which all see vectors, or all see stacks of frames of one size."""
+    """Tasks with finitely many actions, of which all see vectors, or all see stacks of frames of one size.
+
+    What can be set about Atari games is set of all together; `--set network=teacher` is the body of Rusu et al.'s
+    network of three games, with the controller of 128 that is the default there.
+    """
 
     name = "several"
     argument = "TASK+TASK"
     version = 1
-    summary = "several control tasks for one student, such as several:cartpole+acrobot or Atari games of one track"
+    summary = "several control tasks for one student, such as several:cartpole+acrobot, or Atari games"
     source = "that of each task; several games in one student: Rusu et al., ICLR 2016 (arXiv 1511.06295), section 3.2"
     license = "that of each task"
     protocol = ("Every task is played as it is alone, as many episodes of each. An episode's score is 0 for the mean "

@@ -20,7 +20,7 @@ from opdbench.errors import UserError
 from opdbench.policy import Policy
 from opdbench.rl import folder
 from opdbench.rl.conv_policy import CHUNK, multiplications
-from opdbench.rl.convolutional import KERNELS, ConvArchitecture, ConvNetwork
+from opdbench.rl.convolutional import KERNELS, SIDE, ConvArchitecture, ConvNetwork
 from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT
 from opdbench.rl.games import Form
 
@@ -100,13 +100,7 @@ class TeacherOfEach(ByGame):
     """Every game has its own teacher."""
 
     def __init__(self, parts: Sequence[Policy], form: Form) -> None:
-        """
-        Args:
-            parts: one a game, over the game's own states.
-
-        Raises:
-            UserError: a part does not fit its game.
-        """
+        """Args: parts: one a game, over the game's own states."""
         super().__init__()
         self.parts, self.form, self.n_actions = nn.ModuleList(parts), form, max(form.actions)
         self.n_features = 1 + max(part.n_features for part in parts)
@@ -286,6 +280,8 @@ def _parse(stored: Mapping[str, Any]) -> tuple[Form, Architecture]:
         first, second, third = _whole(network["channels"])
         architecture = ConvArchitecture((first, second, third), int(network["hidden"]), form.actions, controller,
                                         int(network["frames"]))
+        if {*form.shapes} != {(architecture.frames, SIDE, SIDE)}:
+            raise ValueError(f"states {form.shapes} are not the stacks that its network reads")
         count = multiplications(replace(architecture, channels=(1, 1, third)))
         sizes = [first, second, third, architecture.hidden, architecture.frames]
     else:

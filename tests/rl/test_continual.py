@@ -164,6 +164,19 @@ def test_the_probe_reports_what_enumerated_policies_score_and_the_figures_of_tha
                                   "backward_transfer": -100.0, "forward_transfer": 0.0}
 
 
+def test_the_probe_looks_where_a_share_ends_and_changes_nothing() -> None:
+    trainers = []
+    for names in ([], ["forgetting"]):
+        trainers.append(Trainer(make(Continual, minibatch=8), in_context(world(), steps=4), probes.make(names)))
+        for _ in range(4):
+            trainers[-1].step()
+    plain, watched = (trainer.ctx for trainer in trainers)
+    assert all(value.equal(watched.student.state_dict()[name]) for name, value in plain.student.state_dict().items())
+    assert plain.ledger.total_flops == watched.ledger.total_flops > 0
+    (probe,) = trainers[1].probes
+    assert [row["step"] for row in probe.series] == [0, 2] and "forgetting" in probe.summary(watched)
+
+
 def test_the_probe_is_refused_where_there_is_one_game() -> None:
     (probe,) = probes.make(["forgetting"])
     with pytest.raises(UserError, match="several games"):
