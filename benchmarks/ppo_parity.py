@@ -5,9 +5,10 @@ values), the same number of environment steps, and the same evaluator: greedy re
 every quarter of training, off the clock. Intervals are for new seeds and new episodes (opdbench/stats/crossed.py); the
 difference is paired.
 
+Adam's epsilon is 1e-8 in both; Stable-Baselines3's own default is 1e-5 (`--epsilon 1e-5`).
 What is not the same, see baselines/ppo.py: where a segment ends in the middle of an episode, and at the time limit,
-Stable-Baselines3 bootstraps from the next state's value, and here the advantage is 0; its Adam has an epsilon of 1e-5,
-here 1e-8; its value network starts from weights of its own.
+Stable-Baselines3 bootstraps from the next state's value, and here the advantage is 0; its value network starts from
+weights of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ HIDDEN = (64, 64)
 QUARTERS = 4
 EPISODES = 100
 SHARED = PPO.presets["cartpole"]
+EPSILON = 1e-8  # of Adam: torch's default, and the loop's
 
 
 class Run(NamedTuple):
@@ -86,7 +88,7 @@ def ours(seed: int, steps: int) -> Run:
     return looker.run()
 
 
-def theirs(seed: int, steps: int) -> Run:
+def theirs(seed: int, steps: int, epsilon: float = EPSILON) -> Run:
     from stable_baselines3 import PPO as SB3
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -99,7 +101,8 @@ def theirs(seed: int, steps: int) -> Run:
                 batch_size=copies * horizon // SHARED["minibatches"], n_epochs=SHARED["epochs"],
                 gamma=SHARED["discount"], gae_lambda=SHARED["gae"], clip_range=PPO.Params().clip, ent_coef=0.0,
                 vf_coef=PPO.Params().value_weight, max_grad_norm=SHARED["grad_clip"],
-                policy_kwargs={"net_arch": list(HIDDEN), "activation_fn": torch.nn.Tanh})
+                policy_kwargs={"net_arch": list(HIDDEN), "activation_fn": torch.nn.Tanh,
+                               "optimizer_kwargs": {"eps": epsilon}})
     looker = Looker(steps)
 
     def policy() -> Policy:
@@ -123,12 +126,13 @@ def _between_rounds(look: Callable[[], None]) -> BaseCallback:
     return Looking()
 
 
-def compare(seeds: Sequence[int], steps: int) -> tuple[list[Run], list[Run]]:
+def compare(seeds: Sequence[int], steps: int, epsilon: float = EPSILON) -> tuple[list[Run], list[Run]]:
     """Runs of both, seed after seed in turns."""
     pairs = []
     for seed in seeds:
-        pairs.append((ours(seed, steps), theirs(seed, steps)))
-        print(f"seed {seed}: {' and '.join(f'{run.score_qe[-1].mean():.1f}' for run in pairs[-1])}", file=sys.stderr)
+        pairs.append((ours(seed, steps), theirs(seed, steps, epsilon)))
+        curves = [", ".join(f"{score:.1f}" for score in run.score_qe.mean(1)) for run in pairs[-1]]
+        print(f"seed {seed}: {'; '.join(curves)}", file=sys.stderr)
     mine, other = (list(runs) for runs in zip(*pairs, strict=True))
     return mine, other
 
@@ -162,9 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each")
     parser.add_argument("--steps", type=int, default=51_200, help="environment steps of a run")
+    parser.add_argument("--epsilon", type=float, default=EPSILON, help="of Stable-Baselines3's Adam")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    mine, other = compare(range(given.seeds), given.steps)
+    mine, other = compare(range(given.seeds), given.steps, given.epsilon)
     print(report(mine, other, given.steps))
     print(f"\nVersions: torch {torch.__version__}, stable-baselines3 {version('stable-baselines3')}, gymnasium "
           f"{version('gymnasium')}.")
