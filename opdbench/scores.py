@@ -39,7 +39,7 @@ class Columns(NamedTuple):
     def by_mode(self) -> dict[str, Columns]:
         """Its modes in the order in which they are first met."""
         of_mode = {mode: [each == mode for each in self.mode] for mode in dict.fromkeys(self.mode)}
-        return {mode: self._make([tuple(compress(column, chosen)) for column in self])
+        return {mode: Columns(*(tuple(compress(column, chosen)) for column in self))  # type: ignore[arg-type]
                 for mode, chosen in of_mode.items()}
 
     def means(self) -> dict[str, float]:

@@ -196,7 +196,7 @@ def _check_version(path: Path, content: Any) -> None:
 def write_atomically(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Write beside, flush to disk, then rename over: a reader sees the old file or the new one, whatever happens.
 
-    Flushing takes milliseconds. Without it a machine that loses its power may lose the file: for what can be made again.
+    Flushing takes milliseconds, and is for what cannot be made again if the machine loses its power.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):

@@ -171,7 +171,7 @@ def _keys(values: list[Any]) -> int:
         elif len(node) > _MANY and set(map(type, node)) == {dict}:  # such as a curve: all its points at once
             keys += sum(map(len, node))
             node = list(chain.from_iterable(map(dict.values, node)))
-            if _are_numbers(node):
+            if set(map(type, node)) == {float} and min(node) >= -LARGEST and max(node) <= LARGEST:
                 continue
         for value in node:
             kind = type(value)
@@ -180,14 +180,6 @@ def _keys(values: list[Any]) -> int:
             elif (kind is float or kind is int) and not -LARGEST <= value <= LARGEST:
                 return -1
     return keys
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether all are numbers that can be measured; may say no where they are."""
-    import numpy as np
-
-    found = np.array(values)
-    return found.dtype == np.float64 and bool(np.abs(found).max(initial=0.0) <= LARGEST)
 
 
 def _check(value: Any) -> None:

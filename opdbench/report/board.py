@@ -20,8 +20,8 @@ from opdbench.report.tables import render
 from opdbench.schema.board import RULES, AnyBoard, Board, SuiteBoard, read_board
 from opdbench.stamps import places
 
-__all__ = ["All", "Built", "Records", "Tables", "build", "build_all", "differing", "first_difference", "folder_of", "names", "read",
-           "write"]
+__all__ = ["All", "Built", "Records", "Tables", "build", "build_all", "differing", "first_difference", "folder_of",
+           "names", "read", "write"]
 
 
 class Tables(NamedTuple):
@@ -101,17 +101,20 @@ def build_all(leaderboards: Path, names: Sequence[str], results: Path) -> All:
     if not results.is_dir():
         raise UserError(f"there is no folder {results}", "name the folder of records with --results DIR")
     boards = {name: read_board(folder_of(leaderboards, name)) for name in names}
-    given, found = (leaderboards, boards, results), places(str(results), 1)
     many = len(places(str(results), 2)) > FEW
+    given, found = (leaderboards, boards, results), places(str(results), 1)
     parts = list(mapped(_build_part, given, found) if many else (_build_part(given, place) for place in found))
     folders = Counter(task for part in parts for task in part.tasks)
-    alone = {name for name, board in boards.items() if isinstance(board, Board)}
-    built = {name: tables for part in parts for name, tables in part.built.items() if folders[boards[name].task_ids[0]] == 1}
+    built = {name: tables for part in parts for name, tables in part.built.items()
+             if folders[boards[name].task_ids[0]] == 1}
     rest = [name for name in names if name not in built]
-    spread = any(folders[task] > 1 for name in rest if name in alone for task in boards[name].task_ids)
-    runs = read_records(results)[0] if spread else [each.run() for part in parts for each in part.packed]
+    if any(folders[boards[name].task_ids[0]] > 1 for name in rest if isinstance(boards[name], Board)):
+        runs = read_records(results)[0]
+    else:
+        runs = [each.run() for part in parts for each in part.packed]
     others = leaderboards, Records(runs, (), results)
-    built.update(zip(rest, mapped(_build, others, rest) if many else (_build(others, name) for name in rest), strict=True))
+    built.update(zip(rest, mapped(_build, others, rest) if many else (_build(others, name) for name in rest),
+                     strict=True))
     return All([built[name] for name in names], [each for part in parts for each in part.unreadable])
 
 

@@ -13,9 +13,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from opdbench.report.axes import Axis, cost_axis, score_axis, short
 
 COST_NAMES = {"student_tokens": "student tokens", "teacher_tokens": "teacher tokens", "total_flops": "FLOPs",
@@ -231,33 +228,22 @@ CURVE_WIDTH, CURVE_HEIGHT = 240, 112
 _CURVE_LEFT, _CURVE_TOP, _CURVE_BOTTOM = 46, 24, CURVE_HEIGHT - 18
 
 
-def curves(step_p: Sequence[float], value_dp: NDArray[np.float64], names: Sequence[str]) -> list[str]:
+def curves(step_p: Sequence[float], value_dp: Sequence[Sequence[float]], names: Sequence[str]) -> list[str]:
     """One small chart for every diagnostic over training: its line, its range, its last value.
 
     Args:
         step_p: steps, ascending; at least two different ones.
         value_dp: a row for every diagnostic; a point that is NaN is left out of its line.
     """
-    if (whole_d := np.isfinite(value_dp).all(1)).all():
-        return _curves(step_p, value_dp, names)
     charts = []
-    for name, value_p, is_whole in zip(names, value_dp, whole_d, strict=True):
-        there_p = np.isfinite(value_p)
-        if is_whole or there_p.sum() > 1:
-            charts += _curves([step for step, is_there in zip(step_p, there_p, strict=True) if is_there],
-                              value_p[None, there_p], [name])
+    across = _across(tuple(step_p))
+    for name, value_p in zip(names, value_dp, strict=True):
+        if all(map(math.isfinite, value_p)):
+            charts.append(_curve(name, value_p, *across))
+        elif len(there := [pair for pair in zip(step_p, value_p, strict=True) if math.isfinite(pair[1])]) > 1:
+            steps, values = zip(*there, strict=True)
+            charts.append(_curve(name, values, *_across(steps)))
     return charts
-
-
-def _curves(step_p: Sequence[float], value_dp: NDArray[np.float64], names: Sequence[str]) -> list[str]:
-    """Heights are in tenths of a pixel, since whole ones would show as steps."""
-    low_d, high_d = value_dp.min(1), value_dp.max(1)
-    scale_d = 10 * (_CURVE_TOP - _CURVE_BOTTOM) / np.where(high_d > low_d, high_d - low_d, math.inf)
-    height_dp = np.rint(10 * _CURVE_BOTTOM + scale_d[:, None] * (value_dp - low_d[:, None])).astype(int)
-    points, foot = _across(tuple(step_p))
-    return [_curve(name, foot, points % tuple(height_p), *span) for name, height_p, *span in zip(
-        names, height_dp.tolist(), *(column.tolist() for column in (low_d, high_d, value_dp[:, 0], value_dp[:, -1])),
-        strict=True)]
 
 
 @lru_cache(maxsize=256)  # runs of one budget are looked at at the same steps
@@ -275,14 +261,18 @@ def _label(name: str) -> str:
     return text(name.replace("_", " "))
 
 
-def _curve(name: str, foot: str, line: str, low: float, high: float, first: float, last: float) -> str:
+def _curve(name: str, value_p: Sequence[float], points: str, foot: str) -> str:
+    """Heights are in tenths of a pixel, since whole ones would show as steps."""
+    low, high = min(value_p), max(value_p)
+    foot_y, scale = 10 * _CURVE_BOTTOM, 10 * (_CURVE_TOP - _CURVE_BOTTOM) / (high - low if high > low else math.inf)
+    line = points % tuple([round(foot_y + scale * (value - low)) for value in value_p])
     ends = ((low, _CURVE_BOTTOM), (high, _CURVE_TOP)) if high > low else ((low, _CURVE_BOTTOM),)
     grid = "".join([f'<line class="grid" x1="{_CURVE_LEFT}" x2="{CURVE_WIDTH - 6}" y1="{y}" y2="{y}"/>'
                     f'<text x="{_CURVE_LEFT - 4}" y="{y + 4}" text-anchor="end">{short(end)}</text>'
                     for end, y in ends])
     label = _label(name)
     return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{label}: from '
-            f'{first:.3g} to {last:.3g}"><text class="title" x="{_CURVE_LEFT}" y="13">{label}</text>'
-            f'<text x="{CURVE_WIDTH - 6}" y="13" text-anchor="end">{last:.3g}</text>{grid}{foot}'
+            f'{value_p[0]:.3g} to {value_p[-1]:.3g}"><text class="title" x="{_CURVE_LEFT}" y="13">{label}</text>'
+            f'<text x="{CURVE_WIDTH - 6}" y="13" text-anchor="end">{value_p[-1]:.3g}</text>{grid}{foot}'
             f'<polyline class="front" transform="scale(1 .1)" vector-effect="non-scaling-stroke" points="{line}"/>'
             '</svg>')

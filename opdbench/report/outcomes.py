@@ -107,18 +107,19 @@ def _columns(lines: Sequence[Any]) -> Columns:
     if set(map(len, lines)) != {len(Outcome._fields)}:
         raise ValueError("an outcome has other fields")
     columns = Columns(*(tuple([line[name] for line in lines]) for name in Outcome._fields))
-    kinds = Columns(*(set(map(type, column)) for column in columns))
-    names = "".join(columns.id) if kinds.id == {str} else ""
+    kinds = {name: set(map(type, column)) for name, column in columns._asdict().items()}
+    names = "".join(columns.id) if kinds["id"] == {str} else ""
     if not (names and all(columns.id) and max(map(len, columns.id)) <= untrusted.LONGEST_NAME
             and (names.isprintable() or not untrusted.HIDDEN.search(names))
-            and set(columns.mode) <= {"greedy", "sampled"} and _are_scores(columns.score) and kinds.extra == {dict}
+            and set(columns.mode) <= {"greedy", "sampled"} and _are_scores(columns.score) and kinds["extra"] == {dict}
             and all(_are_scores(tuple(extra.values())) for extra in filter(None, columns.extra))
-            and kinds.length == {int} and min(columns.length) >= 0 and max(columns.length) <= untrusted.LARGEST_SCORE
-            and kinds.truncated == {bool} and kinds.output <= {str, NoneType}):
+            and kinds["length"] == {int} and min(columns.length) >= 0
+            and max(columns.length) <= untrusted.LARGEST_SCORE
+            and kinds["truncated"] == {bool} and kinds["output"] <= {str, NoneType}):
         raise ValueError("an outcome's field is of another kind")
-    return columns if kinds.score == {float} else columns._replace(score=tuple(map(float, columns.score)))
+    return columns if kinds["score"] == {float} else columns._replace(score=tuple(map(float, columns.score)))
 
 
 def _are_scores(values: Sequence[Any]) -> bool:
-    return (set(map(type, values)) <= {int, float} and -untrusted.LARGEST_SCORE <= min(values)
+    return (set(map(type, values)) <= {int, float} and min(values) >= -untrusted.LARGEST_SCORE
             and max(values) <= untrusted.LARGEST_SCORE)

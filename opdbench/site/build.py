@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from opdbench import registry
 from opdbench.errors import UserError
 from opdbench.parallel import chunks, mapped
+from opdbench.report.runs import FEW
 from opdbench.site.inventory import Board, methods, read_boards, refused, standings, tasks
 from opdbench.site.output import (
     Manifest,
@@ -24,11 +24,11 @@ from opdbench.site.output import (
 from opdbench.site.papers import read_papers
 from opdbench.site.records import Located, Places, Summary, Unread, record_page
 from opdbench.site.views import Part, Site, parts
-from opdbench.stamps import fingerprint
+from opdbench.stamps import find, fingerprint, places
 from opdbench.store import RECORD
 
-_CHUNK = 200  # records that a process takes at a time
-_FEW = 400  # records from which on a second process is worth its start
+_CHUNK = 10  # folders of records that a process takes at a time
+_MANY = 400  # records from which on the other pages are worth a second process
 
 
 class Done(NamedTuple):
@@ -71,12 +71,12 @@ def build_site(results: Path, leaderboards: Path, out: Path, *, papers: Path | N
 def _write(results: Path, leaderboards: Path, papers: Path | None, out: Path) -> tuple[list[Written], list[Unread]]:
     boards = read_boards(leaderboards)
     read = [] if papers is None else read_papers(papers)
-    places = Places(standings(boards), refused(boards), bool(read))
-    written, runs, unread = _write_records(find_records(results), places, out)
+    said = Places(standings(boards), refused(boards), bool(read))
+    written, runs, unread = _write_records(results, said, out)
     site = Site(boards, methods([run.method for run in runs]), tasks(_tasks(boards, runs)), read, runs, unread)
     made = parts(site)
     todo = range(len(made))
-    for pages in mapped(_write_part, (made, out), todo) if len(runs) > _FEW else (
+    for pages in mapped(_write_part, (made, out), todo) if len(runs) > _MANY else (
             _write_part((made, out), index) for index in todo):
         written.extend(pages)
     return written, unread
@@ -100,17 +100,6 @@ def _sources() -> list[Path]:
             *sorted({each.path for each in described if each.path is not None})]
 
 
-def find_records(results: Path) -> list[Located]:
-    """Every run's folder below the results folder, in the order of their names; links are not followed."""
-    found = []
-    for folder, below, names in os.walk(results):
-        below.sort()
-        if RECORD in names:
-            place = Path(folder)
-            found.append(Located(place, place.relative_to(results).parts or (results.resolve().name,)))
-    return found
-
-
 # ------------------------------------------------------------------------------------------------- records, in parallel
 
 
@@ -120,22 +109,23 @@ class _Part(NamedTuple):
     unread: list[Unread]
 
 
-def _write_records(found: Sequence[Located], places: Places, out: Path) -> _Part:
+def _write_records(results: Path, said: Places, out: Path) -> _Part:
     """The records' pages, in the order of the records."""
-    whole, todo = _Part([], [], []), chunks(found, _CHUNK)
-    for part in mapped(_write_chunk, (places, out), todo) if len(found) > _FEW else (
-            _write_chunk((places, out), chunk) for chunk in todo):
+    below = places(str(results), 2)
+    whole, todo, given = _Part([], [], []), chunks(below, _CHUNK), (results, said, out)
+    for part in mapped(_write_chunk, given, todo) if len(below) > FEW else (
+            _write_chunk(given, chunk) for chunk in todo):
         whole.written.extend(part.written)
         whole.runs.extend(part.runs)
         whole.unread.extend(part.unread)
     return whole
 
 
-def _write_chunk(given: tuple[Places, Path], chunk: Sequence[Located]) -> _Part:
-    places, out = given
+def _write_chunk(given: tuple[Path, Places, Path], chunk: Sequence[str]) -> _Part:
+    results, said, out = given
     part = _Part([], [], [])
-    for located in chunk:
-        made = record_page(located, places)
+    for folder in (Path(path).parent for place in chunk for path in find(place, RECORD)):
+        made = record_page(Located(folder, folder.relative_to(results).parts or (results.resolve().name,)), said)
         if isinstance(made, Unread):
             part.unread.append(made)
         else:

@@ -9,7 +9,6 @@ from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 
 from opdbench.errors import UserError
@@ -203,8 +202,7 @@ def _drawn(points: Sequence[Mapping[str, float]], names: Sequence[str]) -> list[
     if not names or len(steps) < 2 or not all(map(lt, steps, steps[1:])):
         return []
     labels = ["validation score" if name == "score" else name for name in names]
-    return curves(steps, np.array([[point.get(name, math.nan) for point in points] for name in names], np.float64),
-                  labels)
+    return curves(steps, [[point.get(name, math.nan) for point in points] for name in names], labels)
 
 
 def _settings(record: Record) -> Iterator[tuple[str, Markup]]:

@@ -96,7 +96,7 @@ def fresh(score_se: Array) -> Estimate:
 
 def fresh_each(score_kse: Array) -> list[Estimate]:
     """`fresh` of each of K matrices, [K, S, E]."""
-    _, seeds, examples = score_kse.shape
+    seeds = score_kse.shape[1]
     row_ks = score_kse.mean(2)
     mean_k = row_ks.mean(1)
     if seeds < 2:

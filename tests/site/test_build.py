@@ -101,8 +101,9 @@ def test_the_same_inputs_give_the_same_bytes_wherever_they_lie(own: Places) -> N
 
 
 def test_pages_by_several_processes_are_the_same(own: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opdbench.site.build._FEW", 1)
-    monkeypatch.setattr("opdbench.site.build._CHUNK", 5)
+    monkeypatch.setattr("opdbench.site.build.FEW", 0)
+    monkeypatch.setattr("opdbench.site.build._MANY", 1)
+    monkeypatch.setattr("opdbench.site.build._CHUNK", 1)
     build_site(own.results, own.boards, own.out.parent / "again")
     assert content(own.out.parent / "again") == content(own.out)
 
