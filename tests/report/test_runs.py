@@ -75,7 +75,7 @@ def test_an_example_sampled_several_times_counts_by_its_mean(tmp_path: Path) -> 
     from opdbench.scores import Outcome
     from tests.report.synthetic import write_phase
 
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     record = folder.read_record()
     assert record is not None
     outcomes = [Outcome(f"toy-{index}", mode, float(sample < 1), 5, False, "text", {})
@@ -114,7 +114,7 @@ def test_outcomes_that_do_not_make_the_stated_scores_are_refused(tmp_path: Path,
     lambda record: record.update(id="0" * 12),
 ], ids=range(8))
 def test_a_record_that_was_changed_by_hand_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     assert only(tmp_path).usable
     edit(folder.path / "record.json", change)
     assert not only(tmp_path).usable and only(tmp_path).problem
@@ -160,14 +160,14 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     ['{"x": [{}', '{}]}, {"y": 1}'],  # together a list of two values, and neither line is one
     ['{"x": 1}, {"x": 2}'], ['{"x": 1', '"y": 2}'], [""]])
 def test_lines_are_values_each_by_itself(tmp_path: Path, lines: list[str]) -> None:
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     forge(folder, lines)
     assert "has a line that is not JSON" in str(only(tmp_path).problem)
 
 
 @pytest.mark.parametrize("twice", ['"id": "a", "id": "a"', '"mode": "greedy", "mode" : "greedy"'])
 def test_a_key_that_is_there_twice_is_seen(tmp_path: Path, twice: str) -> None:
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     lines = gzip.decompress((folder / "after.jsonl.gz").read_bytes()).decode().splitlines()
     name = twice.split(":")[0]
     lines[0] = lines[0].replace(f"{name}: {json.dumps(json.loads(lines[0])[json.loads(name)])}", twice, 1)
