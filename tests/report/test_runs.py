@@ -75,7 +75,7 @@ def test_an_example_sampled_several_times_counts_by_its_mean(tmp_path: Path) -> 
     from opdbench.scores import Outcome
     from tests.report.synthetic import write_phase
 
-    folder = write_run(tmp_path, "one", 0).path
+    folder = write_run(tmp_path, "one", 0)
     record = folder.read_record()
     assert record is not None
     outcomes = [Outcome(f"toy-{index}", mode, float(sample < 1), 5, False, "text", {})
@@ -114,7 +114,7 @@ def test_outcomes_that_do_not_make_the_stated_scores_are_refused(tmp_path: Path,
     lambda record: record.update(id="0" * 12),
 ], ids=range(8))
 def test_a_record_that_was_changed_by_hand_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    folder = write_run(tmp_path, "one", 0).path
+    folder = write_run(tmp_path, "one", 0)
     assert only(tmp_path).usable
     edit(folder.path / "record.json", change)
     assert not only(tmp_path).usable and only(tmp_path).problem
