@@ -160,14 +160,14 @@ def test_a_folder_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
     ['{"x": [{}', '{}]}, {"y": 1}'],  # together a list of two values, and neither line is one
     ['{"x": 1}, {"x": 2}'], ['{"x": 1', '"y": 2}'], [""]])
 def test_lines_are_values_each_by_itself(tmp_path: Path, lines: list[str]) -> None:
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     forge(folder, lines)
     assert "has a line that is not JSON" in str(only(tmp_path).problem)
 
 
 @pytest.mark.parametrize("twice", ['"id": "a", "id": "a"', '"mode": "greedy", "mode" : "greedy"'])
 def test_a_key_that_is_there_twice_is_seen(tmp_path: Path, twice: str) -> None:
-    folder = write_run(tmp_path, "one", 0)
+    folder = write_run(tmp_path, "one", 0).path
     lines = gzip.decompress((folder / "after.jsonl.gz").read_bytes()).decode().splitlines()
     name = twice.split(":")[0]
     lines[0] = lines[0].replace(f"{name}: {json.dumps(json.loads(lines[0])[json.loads(name)])}", twice, 1)
