@@ -14,7 +14,7 @@ from opdbench.errors import UserError
 from opdbench.schema.outer import BEST, STAGE, OuterRecipe, Stage
 from opdbench.schema.record import Record
 from opdbench.store import RECORD, RunFolder, read_record
-from opdbench.suite import Job, Say, run_all
+from opdbench.suite import Job, Say, command, run_all
 
 
 class Ended(NamedTuple):
@@ -42,14 +42,16 @@ def play(recipe: OuterRecipe, seed: int, results: Path, say: Say) -> Iterator[En
 
 
 def job(name: str, stage: Stage, seed: int, results: Path, folders: Mapping[str, Path]) -> Job:
-    """The command line of one stage, with the students that earlier stages left (in `folders`)."""
-    words = ["run", "--method", stage.method, "--task", stage.task, "--seed", str(seed), "--budget", stage.budget]
-    for flag, given in (("--preset", stage.preset), ("--teacher", stage.teacher), ("--student", stage.student)):
-        if given is not None:
-            words += [flag, STAGE.sub(lambda found: str(_student(found.group(1), folders)), _best(given, folders))]
-    for setting in stage.set:
-        words += ["--set", setting]
-    return Job(stage.task, f"{name}: {stage.method}", None, seed, (*words, "--results", str(results)))
+    """The run of one stage, with the students that earlier stages left (in `folders`)."""
+
+    def named(given: str | None) -> str | None:
+        if given is None:
+            return None
+        return STAGE.sub(lambda found: str(_student(found.group(1), folders)), _best(given, folders))
+
+    models = {"--preset": stage.preset, "--teacher": named(stage.teacher), "--student": named(stage.student)}
+    return Job(stage.task, f"{name}: {stage.method}", None, seed,
+               command(stage.method, stage.task, seed, stage.budget, models, stage.set, results))
 
 
 def _best(given: str, folders: Mapping[str, Path]) -> str:

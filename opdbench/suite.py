@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,16 +81,29 @@ def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs
 
 def job(suite: Suite, task: str, arm_name: str, seed: int, value: float | None, results: Path,
         extra: Iterable[str] = ()) -> Job:
-    """The command line of one run."""
+    """One run of a suite."""
     arm, where = suite.arms[arm_name], suite.tasks[task]
-    words = ["run", "--method", arm.method, "--task", task, "--seed", str(seed), "--budget", where.budget]
-    for flag, given in (("--preset", arm.preset), ("--teacher", arm.teacher or where.teacher),
-                        ("--student", arm.student or where.student)):
-        words += [flag, given] if given is not None else []
+    models = {"--preset": arm.preset, "--teacher": arm.teacher or where.teacher,
+              "--student": arm.student or where.student}
     tuned = [f"{suite.tune.key}={value:g}"] if suite.tune is not None and value is not None else []
-    for setting in [*where.set, *arm.set, *tuned, *extra]:
+    return Job(task, arm_name, value, seed, command(arm.method, task, seed, where.budget, models,
+                                                    [*where.set, *arm.set, *tuned, *extra], results))
+
+
+def command(method: str, task: str, seed: int, budget: str, models: Mapping[str, str | None], settings: Iterable[str],
+            results: Path) -> tuple[str, ...]:
+    """What is typed for one run.
+
+    Args:
+        models: flags that take a name, `--teacher` and the like; None leaves one out.
+        settings: of `--set`.
+    """
+    words = ["run", "--method", method, "--task", task, "--seed", str(seed), "--budget", budget]
+    for flag, given in models.items():
+        words += [flag, given] if given is not None else []
+    for setting in settings:
         words += ["--set", setting]
-    return Job(task, arm_name, value, seed, (*words, "--results", str(results)))
+    return (*words, "--results", str(results))
 
 
 def run_timed(wanted: Sequence[Job], *, fresh: bool, say: Say) -> list[Done]:
