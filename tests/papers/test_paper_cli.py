@@ -56,7 +56,7 @@ def test_plan_prices_what_is_missing(empty: list[str], capsys: pytest.CaptureFix
     needed = json.loads(capsys.readouterr().out)
     losses = [f"rusu --only {task}/{arm}" for arms in (("kl", "nll"), ("mse",))
               for task in ("lunarlander", "cartpole", "grid-world") for arm in arms]
-    sizes = [f"rusu --only lunarlander/{arm}" for arm in ("net3", "net1")]
+    sizes = [f"compression --only lunarlander/{arm}" for arm in ("net3", "net1")]
     few = [f"gym --only {task}/{arm}" for task in ("cartpole", "acrobot", "lunarlander") for arm in ("kd", "sft")]
     assert [need["command"] for need in needed] == [f"opdbench run suite:{each}" for each in (*losses, *sizes, *few)]
     assert all(need["runs"] == 5 + 3 * (need["suite"] == "gym") and need["cost_of_one"]["flops"] > 1e6
