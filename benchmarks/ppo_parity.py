@@ -1,9 +1,10 @@
 """PPO beside Stable-Baselines3's on CartPole, for equal return: `python -m benchmarks.ppo_parity --seeds 5`.
 
 The same hyperparameters (the RL Zoo's, `--preset cartpole`), the same networks (two layers of 64 each for policy and
-values), the same number of environment steps, and the same evaluator: greedy returns of the same 100 episodes, after
-every quarter of training, off the clock. Intervals are for new seeds and new episodes (opdbench/stats/crossed.py); the
-difference is paired.
+values), the same first weights of the policy (Stable-Baselines3's: orthogonal, the head a hundredth of that), the same
+number of environment steps, and the same evaluator: greedy returns of the same 100 episodes, after every quarter of
+training, off the clock. Intervals are for new seeds and new episodes (opdbench/stats/crossed.py); the difference is
+paired.
 
 Adam's epsilon is 1e-8 in both; Stable-Baselines3's own default is 1e-5 (`--epsilon 1e-5`).
 What is not the same, see baselines/ppo.py: where a segment ends in the middle of an episode, and at the time limit,
@@ -29,12 +30,13 @@ from opdbench.context import Context
 from opdbench.ledger import Ledger
 from opdbench.loop import Trainer
 from opdbench.policy import Policy
-from opdbench.rl.world import ControlWorld, evaluate, fresh_student
+from opdbench.rl.world import ControlWorld, evaluate
 from opdbench.schema.spec import Budget, Execution, Training
 from opdbench.stats.crossed import Estimate, crossed
 from opdbench.tasks.control import CartPole
 
 if TYPE_CHECKING:
+    from stable_baselines3 import PPO as SB3
     from stable_baselines3.common.callbacks import BaseCallback
 
 HIDDEN = (64, 64)
@@ -79,7 +81,7 @@ class Looker:
 def ours(seed: int, steps: int) -> Run:
     task, params = CartPole(), {name: value for name, value in SHARED.items() if name in PPO.Params.model_fields}
     training = Training(schedule="linear", **{name: value for name, value in SHARED.items() if name not in params})
-    world = ControlWorld(task, fresh_student(task, seed, HIDDEN), None, seed=seed)
+    world = ControlWorld(task, _actor(_sb3(seed)), None, seed=seed)  # its first weights
     ctx = Context(world, training, Budget(tokens=steps), Execution(), Ledger(), seed)
     trainer, looker = Trainer(PPO(PPO.Params(**params)), ctx), Looker(steps)
     while not trainer.finished:
@@ -89,28 +91,32 @@ def ours(seed: int, steps: int) -> Run:
 
 
 def theirs(seed: int, steps: int, epsilon: float = EPSILON) -> Run:
+    model, looker = _sb3(seed, epsilon), Looker(steps)
+    model.learn(steps, callback=_between_rounds(lambda: looker.look(model.num_timesteps, lambda: _actor(model))))
+    looker.look(steps, lambda: _actor(model))
+    return looker.run()
+
+
+def _sb3(seed: int, epsilon: float = EPSILON) -> SB3:
+    """Stable-Baselines3's PPO before it has learnt anything."""
     from stable_baselines3 import PPO as SB3
     from stable_baselines3.common.env_util import make_vec_env
 
+    copies, horizon, lr = SHARED["batch"], SHARED["horizon"], SHARED["lr"]
+    return SB3("MlpPolicy", make_vec_env(CartPole().make, copies, seed=seed), seed=seed, device="cpu",
+               learning_rate=lambda remaining: lr * max(0.0, remaining), n_steps=horizon,
+               batch_size=copies * horizon // SHARED["minibatches"], n_epochs=SHARED["epochs"],
+               gamma=SHARED["discount"], gae_lambda=SHARED["gae"], clip_range=PPO.Params().clip, ent_coef=0.0,
+               vf_coef=PPO.Params().value_weight, max_grad_norm=SHARED["grad_clip"],
+               policy_kwargs={"net_arch": list(HIDDEN), "activation_fn": torch.nn.Tanh,
+                              "optimizer_kwargs": {"eps": epsilon}})
+
+
+def _actor(model: SB3) -> Policy:
+    """A copy of its policy as it is now."""
     from opdbench.rl.sb3 import policy_from_tensors
 
-    copies, horizon = SHARED["batch"], SHARED["horizon"]
-    lr = SHARED["lr"]
-    model = SB3("MlpPolicy", make_vec_env(CartPole().make, copies, seed=seed), seed=seed, device="cpu",
-                learning_rate=lambda remaining: lr * max(0.0, remaining), n_steps=horizon,
-                batch_size=copies * horizon // SHARED["minibatches"], n_epochs=SHARED["epochs"],
-                gamma=SHARED["discount"], gae_lambda=SHARED["gae"], clip_range=PPO.Params().clip, ent_coef=0.0,
-                vf_coef=PPO.Params().value_weight, max_grad_norm=SHARED["grad_clip"],
-                policy_kwargs={"net_arch": list(HIDDEN), "activation_fn": torch.nn.Tanh,
-                               "optimizer_kwargs": {"eps": epsilon}})
-    looker = Looker(steps)
-
-    def policy() -> Policy:
-        return policy_from_tensors(model.policy.state_dict(), observation_shape=(4,), activation="tanh")
-
-    model.learn(steps, callback=_between_rounds(lambda: looker.look(model.num_timesteps, policy)))
-    looker.look(steps, policy)
-    return looker.run()
+    return policy_from_tensors(model.policy.state_dict(), observation_shape=(4,), activation="tanh")
 
 
 def _between_rounds(look: Callable[[], None]) -> BaseCallback:

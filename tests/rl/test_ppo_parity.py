@@ -174,7 +174,6 @@ def test_both_are_looked_at_after_every_quarter(train: Callable[[int, int], ppo_
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="not reached: benchmarks/README.md, PPO beside Stable-Baselines3's")
 def test_equal_return_on_cartpole() -> None:
     """Three seeds of 51,200 steps each: some five minutes of CPU time."""
     mine, other = ppo_parity.compare(range(3), 51_200)
