@@ -76,10 +76,13 @@ class Progress:
     def __init__(self, figure: str) -> None:
         self._figure = figure
         self._began = self._last = time.perf_counter()
+        self._first: int | None = None  # steps at the first call: a resumed training had done many before
 
     def __call__(self, done: int, total: int, figure: float) -> None:
         now = time.perf_counter()
+        if self._first is None:
+            self._first, self._began, self._last = done, now, now
         if now - self._last >= LINE_SECONDS or done >= total:
             self._last = now
-            left = (now - self._began) / max(done, 1) * max(total - done, 0)
+            left = (now - self._began) / max(done - self._first, 1) * max(total - done, 0)
             print(f"{done:,} of {total:,} steps, {self._figure} {figure:.4g}, {left:.0f} s left", file=sys.stderr)

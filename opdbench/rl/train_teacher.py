@@ -1,7 +1,8 @@
 """Train the teachers that ship with the control tasks, with Stable-Baselines3, and export them as plain tensors.
 
 The recipe of a task is the class attribute `teacher_recipe`; `opdbench teacher train TASK` runs it. Training writes a
-checkpoint beside the output folder (`<out>.training/`) and continues from there when it was interrupted.
+checkpoint beside the output folder (`<out>.training/`) and continues from there when it was interrupted, or when it is
+asked for more steps than before: the learning rate then falls over what is left of the longer training.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ Progress = Callable[[int, int, float], None]  # steps done, steps in all, mean r
 
 CHECKPOINT_EVERY = 50_000  # environment steps
 SCORED_EPISODES = 100
+Plan = dict[str, int]  # "steps": how many environment steps in all; "from": the step at which that was decided
 SCORE_SEED = 0  # the evaluation seed that a manifest's score is measured at
 
 
@@ -72,7 +74,8 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     Args:
         task: a control task with a `teacher_recipe`.
         out_folder: where the teacher goes; replaced when training has finished, never before.
-        steps: environment steps, the recipe's when None.
+        steps: environment steps, the recipe's when None. More than a checkpoint of the same training was planned for
+            continue it; the manifest's `plans` then has each plan and the step it was made at.
         seed: of initialisation, environments and minibatches.
         progress: called after every rollout.
 
@@ -88,12 +91,12 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     work = out_folder.with_name(out_folder.name + ".training")
     _claim(out_folder, "manifest.json")
     _claim(work, "identity.json")
-    model = _resume_or_start(task, recipe, work, steps, seed)
+    model, plans = _resume_or_start(task, recipe, work, steps, seed)
     if model.num_timesteps < steps:
         model.learn(steps - model.num_timesteps, callback=_checkpointing(work, steps, progress),
                     reset_num_timesteps=False)
         _save(model, work)
-    manifest = _export(task, recipe, model, out_folder, steps, seed)
+    manifest = _export(task, recipe, model, out_folder, plans, seed)
     shutil.rmtree(work)
     return manifest
 
@@ -118,27 +121,38 @@ def _recipe(task: ControlTask) -> TeacherRecipe:
     return recipe
 
 
-def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps: int, seed: int) -> PPO:
+def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps: int,
+                     seed: int) -> tuple[PPO, list[Plan]]:
+    """The learner, from its checkpoint where there is one, and what it was planned for, from which step on."""
     try:
         from stable_baselines3 import PPO
     except ImportError as error:
         raise UserError("training a teacher needs Stable-Baselines3, which is not installed",
                         'pip install "opdbench[rl]"') from error
-    identity = json.dumps({"task": task.id, "steps": steps, "seed": seed, "recipe": asdict(recipe)}, sort_keys=True)
+    identity = {"task": task.id, "seed": seed, "recipe": json.loads(json.dumps(asdict(recipe)))}
     stored = work / "identity.json"
     checkpoint = work / "model.zip"
-    if checkpoint.exists() and stored.exists() and stored.read_text() == identity:
-        # Our own checkpoint of the same command: the one place where SB3's pickles are read.
-        return PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
+    if checkpoint.exists() and stored.exists():
+        before = json.loads(stored.read_text())
+        plans: list[Plan] = before.pop("plans", [])
+        if before == identity and plans and plans[-1]["steps"] <= steps:
+            # Our own checkpoint of the same training: the one place where SB3's pickles are read.
+            model = PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
+            if plans[-1]["steps"] < steps:
+                plans.append({"from": model.num_timesteps, "steps": steps})
+                stored.write_text(json.dumps(identity | {"plans": plans}))
+            return model, plans
     shutil.rmtree(work, ignore_errors=True)
+    plans = [{"from": 0, "steps": steps}]
     try:
         work.mkdir()
-        stored.write_text(identity)
+        stored.write_text(json.dumps(identity | {"plans": plans}))
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
     kind = "MlpPolicy" if recipe.network is None else "CnnPolicy"
-    return PPO(kind, _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
-               policy_kwargs=_policy_arguments(recipe), seed=seed, device="cpu", **recipe.ppo)
+    model = PPO(kind, _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
+                policy_kwargs=_policy_arguments(recipe), seed=seed, device="cpu", **recipe.ppo)
+    return model, plans
 
 
 def _policy_arguments(recipe: TeacherRecipe) -> dict[str, Any]:
@@ -201,7 +215,7 @@ def _save(model: Any, work: Path) -> None:
     (work / "model.new.zip").replace(work / "model.zip")
 
 
-def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Path, steps: int,
+def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Path, plans: list[Plan],
             seed: int) -> dict[str, Any]:
     import torch
 
@@ -213,10 +227,11 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     manifest = {
         "task": task.id,
         "algorithm": "PPO",
-        "recipe": asdict(recipe) | {"steps": steps},
+        "recipe": asdict(recipe) | {"steps": plans[-1]["steps"]},
         "seed": seed,
         "environment_steps": model.num_timesteps,
-        "command": f"opdbench teacher train {task.name}",
+        "command": _command(task, recipe, plans[-1]["steps"], seed),
+        **({"plans": plans} if len(plans) > 1 else {}),
         "versions": {name: version(name) for name in ("stable-baselines3", "gymnasium", "torch", "numpy")},
         # The score is measured on what was stored, after rounding to float16.
         "score": _score(task, load_policy(new)),
@@ -226,6 +241,11 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     shutil.rmtree(out_folder, ignore_errors=True)
     new.replace(out_folder)
     return manifest
+
+
+def _command(task: ControlTask, recipe: TeacherRecipe, steps: int, seed: int) -> str:
+    return " ".join(["opdbench teacher train", task.name, *([f"--steps {steps}"] if steps != recipe.steps else []),
+                     *([f"--seed {seed}"] if seed else [])])
 
 
 def _control_policy(model: PPO, activation: str) -> ControlPolicy | ConvPolicy:
