@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 from opdbench.errors import UserError
-from opdbench.rl.simulators import Observations, Simulators, Transition
+from opdbench.rl.simulators import Observations, Simulators, Spaces, Transition
 
 if TYPE_CHECKING:
     from ale_py.vector_env import AtariVectorEnv
@@ -74,7 +74,7 @@ class AtariSimulators(Simulators):
         self._rules = rules
         self._spare: list[_Block] = [_Block(rules, 1)]
         actions = self._spare[0].ale.get_action_set()
-        super().__init__(_Spaces(Box(0, 255, (STACK, SIDE, SIDE), np.uint8), Discrete(len(actions))),
+        super().__init__(Spaces(Box(0, 255, (STACK, SIDE, SIDE), np.uint8), Discrete(len(actions))),
                          f"Atari {rules.rom}")
         names = [action.name for action in actions]
         self._fire = names.index("FIRE") if rules.fire and "FIRE" in names else None
@@ -225,11 +225,6 @@ class _Block:
         observation_m, reward_m, terminated_m, truncated_m, info = self.ale.recv()
         return _After(observation_m, reward_m.astype(np.float64), terminated_m, truncated_m,
                       info["lives"].astype(np.int64))
-
-
-class _Spaces(NamedTuple):
-    observation_space: Box
-    action_space: Discrete
 
 
 def _native(rules: Rules, n: int) -> AtariVectorEnv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from opdbench.context import Context
 from opdbench.distiller import Distiller
 from opdbench.distributions import Categorical
 from opdbench.ledger import Ledger
+from opdbench.loop import Trainer
 from opdbench.policy import Policy
 from opdbench.rollouts import Rollouts
 from opdbench.schema.spec import Budget, Execution, Training
+from opdbench.store import pack, unpack
 from opdbench.world import World
 
 
@@ -90,3 +93,16 @@ def distributions(world: EnumerableWorld, rollouts: Rollouts) -> tuple[Categoric
     return tuple(  # type: ignore[return-value]
         Categorical(policy.project(policy.features(rollouts.input_bt, rollouts.length_b)[mask_bt]))
         for policy in (world.teacher, world.student))
+
+
+def interrupted(trainer: Callable[[], Trainer], *, steps: int = 4) -> tuple[Trainer, Trainer, Trainer]:
+    """Three trainings: one of `steps`, one stopped halfway, and one that went on from the latter's checkpoint."""
+    whole, half, resumed = trainer(), trainer(), trainer()
+    for _ in range(steps):
+        whole.step()
+    for _ in range(steps // 2):
+        half.step()
+    resumed.load_state_dict(unpack(pack(half.state_dict())))
+    for _ in range(steps - steps // 2):
+        resumed.step()
+    return whole, half, resumed

@@ -16,13 +16,13 @@ from opdbench.conformance.harness import make_rows
 from opdbench.loop import Trainer
 from opdbench.rl.world import ControlWorld, fresh_student
 from opdbench.rollouts import Rollouts
-from opdbench.store import pack, unpack
 from opdbench.tasks.grid_world import GridWorld
 from tests.enumerable import (
     context,
     distributions,
     expected_loss,
     flat_gradient,
+    interrupted,
     make,
     near,
     small_language,
@@ -130,14 +130,7 @@ def test_the_value_gate_is_a_comparison_and_resumes() -> None:
     def trainer() -> Trainer:
         return Trainer(make(DPD, variant="on-policy", value_gate=True), context(grid(corrupted=0.5), horizon=20))
 
-    whole, half, resumed = trainer(), trainer(), trainer()
-    for _ in range(4):
-        whole.step()
-    for _ in range(2):
-        half.step()
-    resumed.load_state_dict(unpack(pack(half.state_dict())))
-    for _ in range(2):
-        resumed.step()
+    whole, _, resumed = interrupted(trainer)
     assert same_bits(whole.ctx.student.table, resumed.ctx.student.table)
     method, ctx = whole.method, whole.ctx
     ctx.begin_step()

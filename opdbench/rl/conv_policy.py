@@ -5,16 +5,14 @@ Stored like a `ControlPolicy`: policy.json (kind "convolutional") and policy.saf
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from math import prod, sqrt
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
@@ -22,8 +20,8 @@ from opdbench.distributions import Categorical, Distribution
 from opdbench.errors import UserError
 from opdbench.policy import Policy
 from opdbench.rl import folder
-from opdbench.rl.convolutional import KERNELS, RUSU, SIDE, STRIDES, ConvArchitecture, ConvNetwork
-from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT
+from opdbench.rl.convolutional import KERNELS, RUSU, SIDE, STRIDES, ConvArchitecture, ConvNetwork, draw
+from opdbench.rl.folder import FORMAT
 from opdbench.rl.policy import actions_in_words
 
 KIND = "convolutional"  # in policy.json
@@ -52,7 +50,7 @@ class ConvPolicy(Policy):
             for parameter in self.network.parameters():
                 parameter.zero_()
             if generator is not None:
-                _draw(self.network, generator)
+                draw(self.network, self.network.heads, generator)
 
     @classmethod
     def named(cls, name: str, n_actions: int, *, generator: Generator | None = None) -> ConvPolicy:
@@ -108,13 +106,7 @@ class ConvPolicy(Policy):
         Raises:
             UserError: a file is missing, cut short, or does not fit the other.
         """
-        try:
-            architecture = _parse(json.loads((path / DESCRIPTION).read_text()))
-            return cls.from_tensors(architecture, folder.weights(path))
-        except FileNotFoundError as error:
-            raise UserError(f"{path} has no {Path(error.filename).name}", COPY_AGAIN) from error
-        except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
-            raise UserError(f"the policy in {path} cannot be read: {error}", COPY_AGAIN) from error
+        return folder.read(path, lambda description, tensors: cls.from_tensors(_parse(description), tensors))
 
     def check_fits(self, observation_shape: Sequence[int], n_actions: int, where: str, *, continuous: bool = False
                    ) -> None:
@@ -155,17 +147,8 @@ def _projection(head: nn.Module) -> Callable[[Tensor], Tensor]:
     return project
 
 
-def _draw(network: ConvNetwork, generator: Generator) -> None:
-    """Orthogonal weights, and a small head that starts near the uniform policy (PPO's usual initialisation)."""
-    heads = set(network.heads)
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(layer.weight, 0.01 if layer in heads else sqrt(2), generator=generator)
-
-
 def _parse(stored: Mapping[str, Any]) -> ConvArchitecture:
-    if stored["format"] != FORMAT:
-        raise ValueError(f"format {stored['format']!r} is not {FORMAT}: written by another version of opdbench")
+    folder.require_format(stored)
     controller = stored["controller"]
     first, second, third = map(int, stored["channels"])
     architecture = ConvArchitecture((first, second, third), int(stored["hidden"]), tuple(map(int, stored["actions"])),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import linear
 
 SIDE = 84  # pixels of a frame's side
@@ -94,3 +95,11 @@ class ConvNetwork(nn.Module):
         """Logits [N, A] of one game."""
         logits_na: Tensor = self.heads[game](self.features(frames_n, game))
         return logits_na
+
+
+def draw(network: nn.Module, heads: Iterable[nn.Module], generator: Generator) -> None:
+    """Orthogonal weights, and small heads that start near the uniform policy (PPO's usual initialisation)."""
+    small = set(heads)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(layer.weight, 0.01 if layer in small else sqrt(2), generator=generator)

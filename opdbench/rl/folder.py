@@ -6,10 +6,11 @@ Both can be read without running anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -19,6 +20,7 @@ from opdbench.errors import UserError
 FORMAT = 1  # of policy.json
 DESCRIPTION, WEIGHTS = "policy.json", "policy.safetensors"
 MAX_BYTES = 256 << 20  # a folder that claims more is not a control policy
+P = TypeVar("P")
 COPY_AGAIN = "copy or export the policy folder again"
 
 
@@ -47,6 +49,29 @@ def weights(folder: Path) -> dict[str, Tensor]:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no control policy is")
     return load_safetensors(path.read_bytes())
+
+
+def read(folder: Path, build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], P]) -> P:
+    """What `build` makes of a folder's description and weights.
+
+    Raises:
+        UserError: a file is missing, cut short, or does not fit the other.
+    """
+    try:
+        return build(json.loads((folder / DESCRIPTION).read_text()), weights(folder))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no {Path(error.filename).name}", COPY_AGAIN) from error
+    except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
+        raise UserError(f"the policy in {folder} cannot be read: {error}", COPY_AGAIN) from error
+
+
+def require_format(description: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: another version wrote it.
+    """
+    if description["format"] != FORMAT:
+        raise ValueError(f"format {description['format']!r} is not {FORMAT}: written by another version of opdbench")
 
 
 def kind(folder: Path) -> str | None:

@@ -10,24 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from opdbench.errors import UserError
-from opdbench.rl.simulators import Actions, Observations, Simulators, Transition, make_simulators
+from opdbench.rl.simulators import Actions, Observations, Simulators, Spaces, Transition, make_simulators
 from opdbench.task import ControlTask
 
 MOST_GAMES = 255  # a pixel holds the number
-
-
-class Spaces(NamedTuple):
-    """What is seen and done, for `Simulators`."""
-
-    observation_space: Any
-    action_space: Any
 
 
 @dataclass(frozen=True)

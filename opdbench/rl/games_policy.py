@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from math import prod, sqrt
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
@@ -20,8 +18,8 @@ from opdbench.errors import UserError
 from opdbench.policy import Policy
 from opdbench.rl import folder
 from opdbench.rl.conv_policy import CHUNK, multiplications
-from opdbench.rl.convolutional import KERNELS, SIDE, ConvArchitecture, ConvNetwork
-from opdbench.rl.folder import COPY_AGAIN, DESCRIPTION, FORMAT
+from opdbench.rl.convolutional import KERNELS, SIDE, ConvArchitecture, ConvNetwork, draw
+from opdbench.rl.folder import FORMAT
 from opdbench.rl.games import Form
 
 KIND = "games"  # in policy.json
@@ -208,7 +206,7 @@ class GamesPolicy(ByGame):
             for scale in self.network.buffers():
                 scale.fill_(1.0)
             if generator is not None:
-                _draw(self.network, generator)
+                draw(self.network, self.network.heads, generator)
 
     def features_in(self, marked_n: Tensor, game: int) -> Tensor:
         feature_nh: Tensor = self.network.features(self.form.common(marked_n), game)
@@ -247,30 +245,18 @@ class GamesPolicy(ByGame):
         Raises:
             UserError: a file is missing, cut short, or does not fit the other.
         """
-        try:
-            policy = cls(*_parse(json.loads((path / DESCRIPTION).read_text())))
-            tensors = folder.weights(path)
+        def build(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GamesPolicy:
+            policy = cls(*_parse(description))
             expected = {name: tuple(tensor.shape) for name, tensor in policy.network.state_dict().items()}
             folder.require_shapes(tensors, expected)
             policy.network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except FileNotFoundError as error:
-            raise UserError(f"{path} has no {Path(error.filename).name}", COPY_AGAIN) from error
-        except (KeyError, TypeError, ValueError, SafetensorError, OSError) as error:
-            raise UserError(f"the policy in {path} cannot be read: {error}", COPY_AGAIN) from error
-        return policy
+            return policy
 
-
-def _draw(network: nn.Module, generator: Generator) -> None:
-    """Orthogonal weights, and small heads that start near the uniform policy (PPO's usual initialisation)."""
-    heads = set(network.heads)  # type: ignore[arg-type]
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(layer.weight, 0.01 if layer in heads else sqrt(2), generator=generator)
+        return folder.read(path, build)
 
 
 def _parse(stored: Mapping[str, Any]) -> tuple[Form, Architecture]:
-    if stored["format"] != FORMAT:
-        raise ValueError(f"format {stored['format']!r} is not {FORMAT}: written by another version of opdbench")
+    folder.require_format(stored)
     given, network = stored["form"], stored["network"]
     form = Form(tuple(tuple(map(int, shape)) for shape in given["shapes"]), _whole(given["actions"]),
                 int(given["stack"]))

@@ -233,8 +233,7 @@ def _read_architecture(place: Path) -> Architecture:
 
 
 def _parse_architecture(stored: Mapping[str, Any]) -> Architecture:
-    if stored["format"] != FORMAT:
-        raise ValueError(f"format {stored['format']!r} is not {FORMAT}: written by another version of opdbench")
+    folder.require_format(stored)
     if stored["activation"] not in ACTIVATIONS:
         raise ValueError(f"activation {stored['activation']!r} is not one of {sorted(ACTIVATIONS)}")
     clip = stored["observation_clip"]

@@ -45,6 +45,13 @@ class EnvSpaces(Protocol):
     def action_space(self) -> gymnasium.Space[Any]: ...
 
 
+class Spaces(NamedTuple):
+    """Those of simulators that are no gymnasium environment."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+
 class Simulators(ABC):
     """Copies 0 to n-1 of one environment; `index_k` chooses which of them take a step.
 

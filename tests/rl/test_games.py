@@ -33,7 +33,7 @@ from opdbench.rl.load import load_policy
 from opdbench.rl.world import evaluate
 from opdbench.rollouts import Rollouts
 from opdbench.store import pack, unpack
-from tests.enumerable import context, generator, make, near
+from tests.enumerable import context, generator, interrupted, make, near
 from tests.rl.games import Both, counting, right_pays, student, world
 from tests.test_run import Watcher
 
@@ -224,14 +224,7 @@ def test_a_run_that_was_resumed_ends_as_the_one_that_was_not(cls: type) -> None:
     def trainer() -> Trainer:
         return Trainer(make(cls), context(world(right_pays(), counting()), batch=4, horizon=6))
 
-    whole, half, resumed = trainer(), trainer(), trainer()
-    for _ in range(4):
-        whole.step()
-    for _ in range(2):
-        half.step()
-    resumed.load_state_dict(unpack(pack(half.state_dict())))
-    for _ in range(2):
-        resumed.step()
+    whole, half, resumed = interrupted(trainer)
     assert near(flat(whole), flat(resumed), 1e-300)
     assert not near(flat(whole), flat(half), 1e-3)
 
