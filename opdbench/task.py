@@ -7,7 +7,7 @@ stored, so that a score can always be recomputed from a record's raw outputs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from stable_baselines3.common.vec_env import VecEnv
+    from torch import Tensor
 
     from opdbench.lm.tokenizer import Tokenizer
     from opdbench.policy import Policy
@@ -188,6 +189,18 @@ class LanguageTask(Task):
         return [*before, {**last, "content": f"{last['content']}\n\n{told}"}]
 
 
+class Guided(NamedTuple):
+    """An environment in which another player sees more than a network does.
+
+    Attributes:
+        simulators: their states are stacks of pictures with one more row of pixels each, [S, H + 1, W].
+        numbers: what the other player sees of such states [N, S, H + 1, W].
+    """
+
+    simulators: Simulators
+    numbers: Callable[[Tensor], Tensor]
+
+
 class ControlTask(Task):
     """A gymnasium environment. Actions are its actions, the episode's return is the score."""
 
@@ -216,6 +229,10 @@ class ControlTask(Task):
     def training_env(self, n: int, seed: int) -> VecEnv | None:
         """What Stable-Baselines3 trains a teacher in, where that differs from `n` times `make`."""
         return None
+
+    def guided(self) -> Guided:
+        """What a teacher is taught in, for a task whose `teacher_recipe` is to imitate one that sees more."""
+        raise NotImplementedError(f"{self.id} has no guide")
 
     def student_network(self) -> str | None:
         """The convolutional network that a fresh student is (a name in opdbench.rl.convolutional), for a task whose

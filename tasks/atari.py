@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from opdbench.errors import unknown
-from opdbench.rl.train_teacher import TeacherRecipe
-from opdbench.task import ControlTask, Task
+from opdbench.rl.train_teacher import TaughtRecipe, TeacherRecipe
+from opdbench.task import ControlTask, Guided, Task
+from opdbench.tasks.atari_memory import GAMES as REMEMBERED
 from opdbench.tasks.atari_scores import RANDOM_HUMAN
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ class Atari(ControlTask):
         return sha256(f"{self.id}/{tuple(self.rules())}".encode()).hexdigest()
 
 
+def _taught(game: str) -> TaughtRecipe:
+    return TaughtRecipe(
+        guide=f"atari-memory-{game}/teacher", steps=250_000, network="net1", method="dagger",
+        params={"labels": "soft", "replay_ratio": 4.0, "minibatch": 128},
+        training={"lr": 1e-3, "schedule": "linear", "batch": 16, "horizon": 32},
+        source="learning by cheating (Chen et al. 2019, arXiv 1912.12294); the values are chosen here, and not tuned")
+
+
 class AtariSticky(Atari):
     """Machado et al.'s protocol: chance comes from sticky actions alone."""
 
@@ -116,6 +125,32 @@ class AtariSticky(Atari):
                 "the largest logit; sampled: a draw at temperature 1; no epsilon. Episode k has the same seed in every "
                 "run, and counts once.")
     sticky, noops, fire = 0.25, 0, False
+
+
+    @classmethod
+    def named(cls, argument: str) -> type[Task]:
+        found = super().named(argument)
+        if argument in REMEMBERED:
+            found.teacher = f"atari-{argument}/teacher"
+            found.teacher_recipe = _taught(argument)  # type: ignore[attr-defined]
+        return found
+
+    def guided(self) -> Guided:
+        import torch
+
+        from opdbench.rl.simulators import GymSimulators
+        from opdbench.tasks.atari_env import STACK, require
+
+        require()
+        from opdbench.tasks.atari_memory_env import MEMORY, MemoryGame
+
+        def game() -> MemoryGame:
+            return MemoryGame(self.rules(), pictures=True)
+
+        simulators, memory = GymSimulators(game, game()), MEMORY[self.rules().rom]
+        simulators.stack = STACK
+        return Guided(simulators, lambda seen_n: torch.from_numpy(
+            memory.numbers(seen_n[:, :, -1, :len(memory.cells)].numpy())))
 
 
 class AtariNoSticky(Atari):

@@ -49,7 +49,7 @@ class Rules(NamedTuple):
 
 def games() -> list[str]:
     """The names of all games for one player, with dashes."""
-    _require()
+    require()
     from ale_py import roms
 
     return sorted(rom.replace("_", "-") for rom in roms.get_all_rom_ids() if rom not in TWO_PLAYERS)
@@ -228,7 +228,7 @@ class _Block:
 
 
 def _native(rules: Rules, n: int) -> AtariVectorEnv:
-    _require()
+    require()
     from ale_py.vector_env import AtariVectorEnv
 
     return AtariVectorEnv(
@@ -237,7 +237,11 @@ def _native(rules: Rules, n: int) -> AtariVectorEnv:
         frameskip=FRAMES_A_STEP, noop_max=rules.noops, reward_clipping=False, use_fire_reset=rules.fire)
 
 
-def _require() -> None:
+def require() -> None:
+    """
+    Raises:
+        UserError: ale-py is missing.
+    """
     try:
         import ale_py.vector_env  # noqa: F401
     except ImportError as error:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opdbench.errors import UserError
 
@@ -67,6 +67,37 @@ class TeacherRecipe:
     policy: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class TaughtRecipe:
+    """How a teacher is made from a player that sees more (`opdbench.rl.taught`).
+
+    Attributes:
+        guide: name of the shipped policy that is imitated.
+        steps: environment steps in all.
+        network: Rusu's name of the network that learns.
+        method: the method that teaches it, with the parameters `params` besides its defaults.
+        training: the shared settings (`opdbench.schema.spec.Training`).
+        source: where the values come from.
+    """
+
+    guide: str
+    steps: int
+    network: str
+    method: str
+    source: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Learnt(NamedTuple):
+    """What a training ends with."""
+
+    policy: ControlPolicy | ConvPolicy
+    algorithm: str
+    environment_steps: int
+    plans: list[Plan]
+
+
 def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed: int = 0,
           progress: Progress | None = None) -> dict[str, Any]:
     """Train `task`'s teacher and write policy.json, policy.safetensors (float16) and manifest.json to `out_folder`.
@@ -91,14 +122,30 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     work = out_folder.with_name(out_folder.name + ".training")
     _claim(out_folder, "manifest.json")
     _claim(work, "identity.json")
+    learnt = (_learn_from_guide(task, recipe, steps, seed, progress) if isinstance(recipe, TaughtRecipe)
+              else _learn_with_ppo(task, recipe, work, steps, seed, progress))
+    manifest = _export(task, recipe, learnt, out_folder, seed)
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _learn_with_ppo(task: ControlTask, recipe: TeacherRecipe, work: Path, steps: int, seed: int,
+                    progress: Progress | None) -> Learnt:
     model, plans = _resume_or_start(task, recipe, work, steps, seed)
     if model.num_timesteps < steps:
         model.learn(steps - model.num_timesteps, callback=_checkpointing(work, steps, progress),
                     reset_num_timesteps=False)
         _save(model, work)
-    manifest = _export(task, recipe, model, out_folder, plans, seed)
-    shutil.rmtree(work)
-    return manifest
+    return Learnt(_control_policy(model, recipe.activation), "PPO", model.num_timesteps, plans)
+
+
+def _learn_from_guide(task: ControlTask, recipe: TaughtRecipe, steps: int, seed: int,
+                      progress: Progress | None) -> Learnt:
+    """Without checkpoints: the method's data would be most of what is kept, and it takes minutes."""
+    from opdbench.rl.taught import learn
+
+    policy, done = learn(task, recipe, steps=steps, seed=seed, progress=progress)
+    return Learnt(policy, f"{recipe.method} of {recipe.guide}", done, [{"from": 0, "steps": steps}])
 
 
 def _claim(folder: Path, mark: str) -> None:
@@ -113,9 +160,9 @@ def _claim(folder: Path, mark: str) -> None:
                         "choose another folder with --out")
 
 
-def _recipe(task: ControlTask) -> TeacherRecipe:
+def _recipe(task: ControlTask) -> TeacherRecipe | TaughtRecipe:
     recipe = getattr(task, "teacher_recipe", None)
-    if not isinstance(recipe, TeacherRecipe):
+    if not isinstance(recipe, TeacherRecipe | TaughtRecipe):
         raise UserError(f"task {task.id} has no recipe for a teacher",
                         "give the task class a `teacher_recipe`, or pass a trained policy with --teacher")
     return recipe
@@ -215,7 +262,7 @@ def _save(model: Any, work: Path) -> None:
     (work / "model.new.zip").replace(work / "model.zip")
 
 
-def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Path, plans: list[Plan],
+def _export(task: ControlTask, recipe: TeacherRecipe | TaughtRecipe, learnt: Learnt, out_folder: Path,
             seed: int) -> dict[str, Any]:
     import torch
 
@@ -223,15 +270,16 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
 
     new = out_folder.with_name(out_folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    _control_policy(model, recipe.activation).save(new, dtype=torch.float16)
+    learnt.policy.save(new, dtype=torch.float16)
+    steps = learnt.plans[-1]["steps"]
     manifest = {
         "task": task.id,
-        "algorithm": "PPO",
-        "recipe": asdict(recipe) | {"steps": plans[-1]["steps"]},
+        "algorithm": learnt.algorithm,
+        "recipe": asdict(recipe) | {"steps": steps},
         "seed": seed,
-        "environment_steps": model.num_timesteps,
-        "command": _command(task, recipe, plans[-1]["steps"], seed),
-        **({"plans": plans} if len(plans) > 1 else {}),
+        "environment_steps": learnt.environment_steps,
+        "command": _command(task, recipe, steps, seed),
+        **({"plans": learnt.plans} if len(learnt.plans) > 1 else {}),
         "versions": {name: version(name) for name in ("stable-baselines3", "gymnasium", "torch", "numpy")},
         # The score is measured on what was stored, after rounding to float16.
         "score": _score(task, load_policy(new)),
@@ -243,7 +291,7 @@ def _export(task: ControlTask, recipe: TeacherRecipe, model: PPO, out_folder: Pa
     return manifest
 
 
-def _command(task: ControlTask, recipe: TeacherRecipe, steps: int, seed: int) -> str:
+def _command(task: ControlTask, recipe: TeacherRecipe | TaughtRecipe, steps: int, seed: int) -> str:
     return " ".join(["opdbench teacher train", task.name, *([f"--steps {steps}"] if steps != recipe.steps else []),
                      *([f"--seed {seed}"] if seed else [])])
 
