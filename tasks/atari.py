@@ -108,7 +108,7 @@ class Atari(ControlTask):
 
 def _taught(game: str) -> TaughtRecipe:
     return TaughtRecipe(
-        guide=f"atari-memory-{game}/teacher", steps=250_000, network="net1", method="dagger",
+        guide=f"atari-memory-{game}/teacher", steps=400_000, network="net1", method="dagger",
         params={"labels": "soft", "replay_ratio": 4.0, "minibatch": 128},
         training={"lr": 1e-3, "schedule": "linear", "batch": 16, "horizon": 32},
         source="learning by cheating (Chen et al. 2019, arXiv 1912.12294); the values are chosen here, and not tuned")

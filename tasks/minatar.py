@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GAMES = {"asterix": "asterix", "breakout": "breakout", "freeway": "freeway", "seaquest": "seaquest",
          "space-invaders": "space_invaders"}
+TAUGHT = ("asterix", "breakout", "space-invaders")  # games whose teacher ships
 
 
 class MinAtar(ControlTask):
@@ -35,7 +36,7 @@ class MinAtar(ControlTask):
     license = "GPL-3.0 (the package, which is not part of opdbench)"
     protocol = ("Undiscounted return of full episodes, cut off at 5,000 steps; an action is repeated with probability "
                 "`sticky`. Episode k always starts from the same state; the first episode of each counts.")
-    teacher = None  # none ships yet: opdbench teacher train minatar:GAME
+    teacher = None  # of the games that are not in TAUGHT: opdbench teacher train minatar:GAME
     student = None
     env_id = "MinAtar"
     max_episode_steps = 5_000
@@ -55,7 +56,10 @@ class MinAtar(ControlTask):
     def named(cls, argument: str) -> type[Task]:
         if argument not in GAMES:
             raise unknown("MinAtar game", argument, GAMES)
-        return super().named(argument)
+        found = super().named(argument)
+        if argument in TAUGHT:
+            found.teacher = f"minatar-{argument}/teacher"
+        return found
 
     def make(self) -> gymnasium.Env[Any, Any]:
         import gymnasium

@@ -63,7 +63,9 @@ def _train(task: Task, role: Role, out: Path, steps: int | None, seed: int) -> d
         if role == "student":
             raise UserError(f"the student of {task.name} is a fresh network, which each run makes from its seed",
                             "leave out --role student")
-        return control.train(task, out, steps=steps, seed=seed, progress=Progress("mean return"))
+        taught = isinstance(getattr(task, "teacher_recipe", None), control.TaughtRecipe)
+        figure = "KL to its guide" if taught else "mean return"
+        return control.train(task, out, steps=steps, seed=seed, progress=Progress(figure))
     from opdbench.lm import train_teacher as language
 
     assert isinstance(task, LanguageTask)

@@ -53,8 +53,8 @@ def learn(task: ControlTask, recipe: TaughtRecipe, *, steps: int, seed: int, pro
     while not trainer.finished:
         figures = trainer.step()
         if progress is not None:
-            progress(ctx.ledger.student_tokens, steps, figures["forward_kl"])
-    return network, ctx.ledger.student_tokens
+            progress(int(ctx.ledger.spent("tokens")), steps, figures["forward_kl"])
+    return network, int(ctx.ledger.spent("tokens"))
 
 
 class _Below(Policy):

@@ -2,7 +2,7 @@
 
 The recipe of a task is the class attribute `teacher_recipe`; `opdbench teacher train TASK` runs it. Training writes a
 checkpoint beside the output folder (`<out>.training/`) and continues from there when it was interrupted, or when it is
-asked for more steps than before: the learning rate then falls over what is left of the longer training.
+asked for another number of steps than before: the learning rate then falls over what is left.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
     Args:
         task: a control task with a `teacher_recipe`.
         out_folder: where the teacher goes; replaced when training has finished, never before.
-        steps: environment steps, the recipe's when None. More than a checkpoint of the same training was planned for
-            continue it; the manifest's `plans` then has each plan and the step it was made at.
+        steps: environment steps, the recipe's when None. A checkpoint of the same training goes on where it was planned
+            for another number; the manifest's `plans` then has each plan and the step it was made at.
         seed: of initialisation, environments and minibatches.
         progress: called after every rollout.
 
@@ -182,10 +182,10 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
     if checkpoint.exists() and stored.exists():
         before = json.loads(stored.read_text())
         plans: list[Plan] = before.pop("plans", [])
-        if before == identity and plans and plans[-1]["steps"] <= steps:
+        if before == identity and plans:
             # Our own checkpoint of the same training: the one place where SB3's pickles are read.
             model = PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
-            if plans[-1]["steps"] < steps:
+            if plans[-1]["steps"] != steps:
                 plans.append({"from": model.num_timesteps, "steps": steps})
                 stored.write_text(json.dumps(identity | {"plans": plans}))
             return model, plans

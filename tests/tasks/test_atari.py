@@ -227,7 +227,7 @@ def test_a_teacher_is_trained_and_goes_on_from_its_checkpoint(tmp_path: Path, mo
     manifest = train_teacher.train(task, tmp_path / "teacher", progress=interrupt)
     assert manifest["environment_steps"] == 96 and seen == [32, 64, 64, 96]
     teacher = load_policy(tmp_path / "teacher")
-    assert isinstance(teacher, ConvPolicy) and teacher.architecture.channels == (32, 64, 64)
+    assert isinstance(teacher, ConvPolicy) and teacher.architecture.channels == (16, 32, 32)
     assert (tmp_path / "teacher" / "policy.safetensors").stat().st_size < 4e6
 
 
