@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from opdbench import hub, models
+from opdbench import hub, models, registry
 from opdbench.errors import UserError
 from opdbench.tasks.gsm8k import GSM8K
 
@@ -34,6 +35,21 @@ def test_every_shipped_model_resolves_by_its_name() -> None:
     assert shipped, "opdbench ships teachers"
     for name, folder in shipped.items():
         assert resolve(name) == folder and folder.parts[-2:] == tuple(name.split("/"))
+
+
+CONTROL = sorted(name for name, folder in models.shipped_models().items() if (folder / "policy.json").exists())
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_shipped_control_policy_is_what_its_manifest_says_and_its_tasks_teacher(name: str) -> None:
+    folder = models.shipped_models()[name]
+    manifest, weights = json.loads((folder / "manifest.json").read_text()), (folder / "policy.safetensors").read_bytes()
+    assert manifest["sha256"] == hashlib.sha256(weights).hexdigest() and len(weights) < 4e6
+    if manifest["task"].startswith("atari"):
+        pytest.importorskip("ale_py.vector_env", reason="the extra `atari` is not installed")
+    assert registry.load("task", manifest["task"]).teacher == name
+    assert manifest["algorithm"].startswith("written down") or manifest["command"].startswith("opdbench teacher train")
+
 
 
 def test_a_plugin_package_ships_models_beside_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

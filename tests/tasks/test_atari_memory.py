@@ -21,8 +21,8 @@ from opdbench.rl.world import evaluate
 
 pytest.importorskip("ale_py.vector_env", reason="the extra `atari` is not installed")
 
-from opdbench.tasks.atari_env import AtariSimulators, Rules  # noqa: E402
-from opdbench.tasks.atari_memory_env import MEMORY, Console, MemoryGame  # noqa: E402
+from opdbench.tasks.atari_env import AtariSimulators, Rules
+from opdbench.tasks.atari_memory_env import MEMORY, Console, MemoryGame
 
 
 def rules(game: str) -> Rules:
