@@ -12,7 +12,7 @@ import pytest
 from opdbench import registry
 from opdbench.errors import UsageError, UserError
 
-FAMILIES = {"minatar": "minatar:breakout", "several": "several:cartpole+acrobot",
+FAMILIES = {"atari-memory": "atari-memory:pong", "minatar": "minatar:breakout", "several": "several:cartpole+acrobot",
             "atari-v5-sticky": "atari-v5-sticky:pong",
             "atari-v4-nosticky": "atari-v4-nosticky:pong"}  # not every word is the name of a game
 
