@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if record.status == "completed" and "after" in record.outcomes:
             rows = [row for row in read_outcomes(path.parent, record.outcomes["after"]) if row["mode"] == given.mode]
             scores[_name(record)].append([row["score"] for row in sorted(rows, key=lambda row: str(row["id"]))])
+    if not scores:
+        print(f"no completed run of {given.task} has a record in {given.results}", file=sys.stderr)
+        return 2
     print(table(("method", "seeds", "games", *RESULTS),
                 [(name, len(score_se), len(score_se[0]), *(_share(np.array(score_se), value)
                                                            for value in RESULTS.values()))

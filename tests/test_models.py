@@ -51,7 +51,6 @@ def test_a_shipped_control_policy_is_what_its_manifest_says_and_its_tasks_teache
     assert manifest["algorithm"].startswith("written down") or manifest["command"].startswith("opdbench teacher train")
 
 
-
 def test_a_plugin_package_ships_models_beside_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(tmp_path / "models" / "my-task" / "teacher", config="policy.json")
     (tmp_path / "a_plugin_task.py").write_text("from opdbench.tasks.gsm8k import GSM8K\n\n\nclass Mine(GSM8K): ...\n")

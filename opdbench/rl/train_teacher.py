@@ -32,6 +32,7 @@ Progress = Callable[[int, int, float], None]  # steps done, steps in all, mean r
 
 CHECKPOINT_EVERY = 50_000  # environment steps
 SCORED_EPISODES = 100
+IDENTITY = "identity.json"  # beside a checkpoint: which training it is of
 Plan = dict[str, int]  # "steps": how many environment steps in all; "from": the step at which that was decided
 SCORE_SEED = 0  # the evaluation seed that a manifest's score is measured at
 
@@ -114,18 +115,19 @@ def train(task: ControlTask, out_folder: Path, *, steps: int | None = None, seed
         The manifest, with the score over 100 greedy and 100 sampled episodes of opdbench's own evaluator.
 
     Raises:
-        UserError: Stable-Baselines3 is missing, the task has no recipe, or the folder cannot be written.
+        UserError: Stable-Baselines3 is missing, the task has no recipe, the folder cannot be written, or the checkpoint
+            is beyond `steps`.
     """
     recipe = _recipe(task)
     steps = recipe.steps if steps is None else steps
     out_folder = out_folder.resolve()
-    work = out_folder.with_name(out_folder.name + ".training")
     _claim(out_folder, "manifest.json")
-    _claim(work, "identity.json")
-    learnt = (_learn_from_guide(task, recipe, steps, seed, progress) if isinstance(recipe, TaughtRecipe)
-              else _learn_with_ppo(task, recipe, work, steps, seed, progress))
-    manifest = _export(task, recipe, learnt, out_folder, seed)
-    shutil.rmtree(work, ignore_errors=True)
+    if isinstance(recipe, TaughtRecipe):
+        return _export(task, recipe, _learn_from_guide(task, recipe, steps, seed, progress), out_folder, seed)
+    work = out_folder.with_name(out_folder.name + ".training")
+    _claim(work, IDENTITY)
+    manifest = _export(task, recipe, _learn_with_ppo(task, recipe, work, steps, seed, progress), out_folder, seed)
+    shutil.rmtree(work)
     return manifest
 
 
@@ -177,29 +179,46 @@ def _resume_or_start(task: ControlTask, recipe: TeacherRecipe, work: Path, steps
         raise UserError("training a teacher needs Stable-Baselines3, which is not installed",
                         'pip install "opdbench[rl]"') from error
     identity = {"task": task.id, "seed": seed, "recipe": json.loads(json.dumps(asdict(recipe)))}
-    stored = work / "identity.json"
     checkpoint = work / "model.zip"
-    if checkpoint.exists() and stored.exists():
-        before = json.loads(stored.read_text())
-        plans: list[Plan] = before.pop("plans", [])
-        if before == identity and plans:
-            # Our own checkpoint of the same training: the one place where SB3's pickles are read.
-            model = PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
-            if plans[-1]["steps"] != steps:
-                plans.append({"from": model.num_timesteps, "steps": steps})
-                stored.write_text(json.dumps(identity | {"plans": plans}))
-            return model, plans
+    if checkpoint.exists() and (plans := _plans(work, identity)):
+        # Our own checkpoint of the same training: the one place where SB3's pickles are read.
+        model = PPO.load(checkpoint, env=_training_env(task, recipe, work, seed), device="cpu")
+        done = model.num_timesteps
+        if steps < done and steps != plans[-1]["steps"]:  # the last rollout may pass the planned number
+            raise UserError(f"the training in {work} has {done:,} steps, more than the {steps:,} that are asked for",
+                            f"say --steps {plans[-1]['steps']} to finish it, or another --out for a new one")
+        if steps != plans[-1]["steps"]:
+            plans.append({"from": done, "steps": steps})
+            _write_identity(work, identity, plans)
+        return model, plans
     shutil.rmtree(work, ignore_errors=True)
     plans = [{"from": 0, "steps": steps}]
     try:
         work.mkdir()
-        stored.write_text(json.dumps(identity | {"plans": plans}))
+        _write_identity(work, identity, plans)
     except OSError as error:
         raise UserError(f"cannot write to {work}: {error.strerror}", "choose another folder with --out") from error
     kind = "MlpPolicy" if recipe.network is None else "CnnPolicy"
     model = PPO(kind, _training_env(task, recipe, work, seed), learning_rate=_falling(recipe.learning_rate),
                 policy_kwargs=_policy_arguments(recipe), seed=seed, device="cpu", **recipe.ppo)
     return model, plans
+
+
+def _plans(work: Path, identity: Mapping[str, Any]) -> list[Plan]:
+    """What the checkpoint in `work` was planned for; nothing where it is another training's, or cannot be told."""
+    try:
+        stored = json.loads((work / IDENTITY).read_text())
+        plans: list[Plan] = stored.pop("plans")
+    except (OSError, ValueError, KeyError):
+        return []
+    return plans if stored == identity else []
+
+
+def _write_identity(work: Path, identity: Mapping[str, Any], plans: list[Plan]) -> None:
+    """At once or not at all: without it a checkpoint is lost."""
+    new = work / "identity.new.json"
+    new.write_text(json.dumps({**identity, "plans": plans}))
+    new.replace(work / IDENTITY)
 
 
 def _policy_arguments(recipe: TeacherRecipe) -> dict[str, Any]:

@@ -19,3 +19,8 @@ def test_expert_iteration_loses_no_game_of_its_records(capsys: pytest.CaptureFix
     assert own[:2] == ["5", "100"] and own[2].startswith("56.0 (") and rows
     wins, draws = own[2:]
     assert float(wins.split()[0]) + float(draws.split()[0]) == 100
+
+
+def test_a_folder_without_such_records_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert win_rates.main([str(tmp_path)]) == 2
+    assert "no completed run of tic-tac-toe" in capsys.readouterr().err

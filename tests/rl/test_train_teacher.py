@@ -64,10 +64,20 @@ def test_another_number_of_steps_continues_a_checkpoint(tmp_path: Path, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         train(Quick(), tmp_path / "teacher", steps=768, progress=interrupt)
+    with pytest.raises(UserError, match="256 steps, more than the 128"):
+        train(Quick(), tmp_path / "teacher", steps=128)
     manifest = train(Quick(), tmp_path / "teacher", steps=1024)
     assert manifest["plans"] == [{"from": 0, "steps": 768}, {"from": 256, "steps": 1024}]
     assert manifest["environment_steps"] == manifest["recipe"]["steps"] == 1024
     assert manifest["command"] == f"opdbench teacher train {Quick.name} --steps 1024"
+
+
+def test_a_checkpoint_whose_identity_cannot_be_read_is_another_trainings(tmp_path: Path) -> None:
+    work = tmp_path / "teacher.training"
+    work.mkdir()
+    (work / "model.zip").write_bytes(b"never read")
+    (work / "identity.json").write_text('{"task": "cartp')
+    assert train(Quick(), tmp_path / "teacher")["environment_steps"] == 512
 
 
 def test_a_task_without_a_recipe(tmp_path: Path) -> None:
