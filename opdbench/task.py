@@ -234,6 +234,10 @@ class ControlTask(Task):
         """What a teacher is taught in, for a task whose `teacher_recipe` is to imitate one that sees more."""
         raise NotImplementedError(f"{self.id} has no guide")
 
+    def further(self, score: float) -> dict[str, float]:
+        """Further scores of an episode with this return; their means stand beside its mean."""
+        return {}
+
     def student_network(self) -> str | None:
         """The convolutional network that a fresh student is (a name in opdbench.rl.convolutional), for a task whose
         states are stacks of frames; None for a perceptron of `student_hidden`, or a table."""

@@ -19,7 +19,7 @@ from opdbench.errors import unknown
 from opdbench.rl.train_teacher import TaughtRecipe, TeacherRecipe
 from opdbench.task import ControlTask, Guided, Task
 from opdbench.tasks.atari_memory import GAMES as REMEMBERED
-from opdbench.tasks.atari_scores import RANDOM_HUMAN
+from opdbench.tasks.atari_scores import RANDOM_HUMAN, human_normalised
 
 if TYPE_CHECKING:
     import gymnasium
@@ -97,6 +97,10 @@ class Atari(ControlTask):
 
         env: VecEnv = AtariVecEnv(self.rules(), n, seed)
         return env
+
+    def further(self, score: float) -> dict[str, float]:
+        game = self.name.partition(":")[2]
+        return {"human_normalised": human_normalised(game, score)} if game in RANDOM_HUMAN else {}
 
     def student_network(self) -> str:
         return str(self.params.network)

@@ -23,7 +23,8 @@ def summary(record: Record, place: str) -> str:
     head = f"{recipe.method} on {recipe.task}, seed {recipe.seed}: {record.status}"
     if record.reason:
         head += f" ({record.reason})"
-    return "\n\n".join(part for part in (head, _scores(record), _games(record), fields(_facts(record, place))) if part)
+    parts = (head, _scores(record), _games(record) or _further(record), fields(_facts(record, place)))
+    return "\n\n".join(part for part in parts if part)
 
 
 def details(record: Record) -> str:
@@ -81,6 +82,20 @@ def _games(record: Record) -> str:
     if all(shares):
         rows.append(["geometric mean", "", "", "", "", percent(geometric_mean(shares))])
     return table(["return", *_PHASES, "gap recovered", "of the teacher's"], rows)
+
+
+def _further(record: Record) -> str:
+    """What else episodes or completions were scored by, as means: one row for each such score and mode."""
+    phases = {phase: scores for phase in _PHASES if (scores := getattr(record, phase))}
+    names = dict.fromkeys((name, mode) for scores in phases.values() for mode, score in scores.items()
+                          for name in score.extra)
+    rows = [[f"{name.replace('_', ' ')}, {mode}", *(_plain(scores.get(mode), name) for scores in phases.values())]
+            for name, mode in names]
+    return table(["also", *phases], rows) if rows else ""
+
+
+def _plain(score: Score | None, name: str) -> str:
+    return f"{score.extra[name]:.4g}" if score is not None and name in score.extra else "-"
 
 
 def _cell(score: Score | None) -> str:

@@ -217,7 +217,8 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
         episodes = [_Episode(number, mode, episode_seed(task, split, number),
                              seeds.generator(seed, "evaluation", split, mode, number))
                     for number in (range(n) if watched is None else [watched.number])]
-        return _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes), watched)
+        played = _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes), watched)
+        return [outcome._replace(extra=task.further(outcome.score)) for outcome in played]
     generator = seeds.generator(seed, "evaluation", split, mode)
     outcomes: list[Outcome] = []
     for first in range(0, n, PARALLEL_EPISODES):
@@ -226,7 +227,7 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
         returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator, first, watched)
         outcomes += [
             Outcome(f"episode-{number}", mode, float(returns_n[row]), int(simulators.step_n[row]),
-                    bool(truncated_n[row]), None, {})
+                    bool(truncated_n[row]), None, task.further(float(returns_n[row])))
             for row, number in enumerate(numbers)]
     return outcomes
 

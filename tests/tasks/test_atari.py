@@ -154,6 +154,8 @@ def test_an_episodes_score_does_not_depend_on_how_many_are_played_at_once(monkey
     assert found[0] == found[1]
     assert [outcome.id for outcome in found[0]] == [f"episode-{number}" for number in range(3)]
     assert all(outcome.truncated and outcome.length == 40 for outcome in found[0])
+    assert [outcome.extra for outcome in found[0]] == [
+        {"human_normalised": human_normalised("breakout", outcome.score)} for outcome in found[0]]
 
 
 def test_rollouts_hold_one_frame_a_step_and_go_on_after_a_resume() -> None:
