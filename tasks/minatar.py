@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GAMES = {"asterix": "asterix", "breakout": "breakout", "freeway": "freeway", "seaquest": "seaquest",
          "space-invaders": "space_invaders"}
-TAUGHT = ("asterix", "breakout", "space-invaders")  # games whose teacher ships
+TAUGHT = tuple(GAMES)  # games whose teacher ships
 
 
 class MinAtar(ControlTask):
