@@ -207,9 +207,15 @@ def _widths(spec: Spec) -> tuple[int, ...] | None:
 
 
 def _placed(spec: Spec, policy: Policy) -> Policy:
-    """On the device of the execution. bfloat16 is for large models: it would round observations, and a small network
-    gains nothing from it."""
-    return policy.to(spec.execution.device, _dtype("float64" if spec.execution.dtype == "float64" else "float32"))
+    """On the device of the execution. bfloat16 would round observations, and a small network gains nothing from it:
+    only what sees pixels computes in it."""
+    from opdbench.rl.convolutional import ConvNetwork
+
+    dtype = spec.execution.dtype
+    for module in policy.modules():
+        if isinstance(module, ConvNetwork):
+            module.in_bfloat16 = dtype == "bfloat16"
+    return policy.to(spec.execution.device, _dtype("float64" if dtype == "float64" else "float32"))
 
 
 def _check_device(execution: Execution) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 GAMES = {"asterix": "asterix", "breakout": "breakout", "freeway": "freeway", "seaquest": "seaquest",
          "space-invaders": "space_invaders"}
-TAUGHT = tuple(GAMES)  # games whose teacher ships
 
 
 class MinAtar(ControlTask):
@@ -36,7 +35,7 @@ class MinAtar(ControlTask):
     license = "GPL-3.0 (the package, which is not part of opdbench)"
     protocol = ("Undiscounted return of full episodes, cut off at 5,000 steps; an action is repeated with probability "
                 "`sticky`. Episode k always starts from the same state; the first episode of each counts.")
-    teacher = None  # of the games that are not in TAUGHT: opdbench teacher train minatar:GAME
+    teacher = None  # of the class without a game
     student = None
     env_id = "MinAtar"
     max_episode_steps = 5_000
@@ -57,8 +56,7 @@ class MinAtar(ControlTask):
         if argument not in GAMES:
             raise unknown("MinAtar game", argument, GAMES)
         found = super().named(argument)
-        if argument in TAUGHT:
-            found.teacher = f"minatar-{argument}/teacher"
+        found.teacher = f"minatar-{argument}/teacher"
         return found
 
     def make(self) -> gymnasium.Env[Any, Any]:

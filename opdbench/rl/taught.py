@@ -45,8 +45,9 @@ def learn(task: ControlTask, recipe: TaughtRecipe, *, steps: int, seed: int, pro
     view = task.guided()
     network = ConvPolicy.named(recipe.network, view.simulators.n_actions,
                                generator=seeds.generator(seed, "student", "initialisation"))
-    world = ControlWorld(task, _Below(network, lambda seen_n: seen_n[:, :, :-1], bfloat16=True),
-                         _Below(guide, view.numbers), seed=seed, make=lambda _: view.simulators)
+    network.network.in_bfloat16 = True
+    world = ControlWorld(task, _Below(network, lambda seen_n: seen_n[:, :, :-1]), _Below(guide, view.numbers),
+                         seed=seed, make=lambda _: view.simulators)
     method = registry.load("method", recipe.method)
     ctx = Context(world, Training(**recipe.training), Budget(tokens=steps), Execution(), Ledger(), seed)
     trainer = Trainer(method(method.Params(**recipe.params)), ctx)
@@ -60,17 +61,16 @@ def learn(task: ControlTask, recipe: TaughtRecipe, *, steps: int, seed: int, pro
 class _Below(Policy):
     """A policy of one part of states [N, S, H + 1, W]: of the pictures, or of the numbers in the row below them."""
 
-    def __init__(self, inner: Policy, part: Callable[[Tensor], Tensor], *, bfloat16: bool = False) -> None:
+    def __init__(self, inner: Policy, part: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.inner, self._part, self._bfloat16 = inner, part, bfloat16
+        self.inner, self._part = inner, part
         self.n_actions, self.n_features = inner.n_actions, inner.n_features
 
     def features(self, input_bt: Tensor, length_b: Tensor) -> Tensor:
         batch, horizon = input_bt.shape[:2]
         part_nt = self._part(input_bt.flatten(0, 1))[:, None]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
-            feature_nth = self.inner.features(part_nt, torch.ones(len(part_nt), dtype=torch.int64))
-        return feature_nth.float().view(batch, horizon, -1)
+        feature_nth = self.inner.features(part_nt, torch.ones(len(part_nt), dtype=torch.int64))
+        return feature_nth.view(batch, horizon, -1)
 
     def project(self, features_nh: Tensor) -> Tensor:
         return self.inner.project(features_nh)

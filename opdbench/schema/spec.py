@@ -114,7 +114,8 @@ class Execution(Frozen):
     profile: str = Field("cpu-2", description="the hardware profile that this came from")
     device: Literal["cpu", "cuda"] = "cpu"
     devices: PositiveInt = Field(1, description="number of accelerators")
-    dtype: Literal["float64", "float32", "bfloat16"] = Field("float32", description="of the student")
+    dtype: Literal["float64", "float32", "bfloat16"] = Field(
+        "float32", description="of the student; in control of the teacher, too, and bfloat16 only of what sees pixels")
     teacher_dtype: Literal["float64", "float32", "bfloat16"] = Field("float32", description="of the teacher")
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; None leaves torch's choice")
     micro_batch: PositiveInt = Field(64, description="trajectories in one forward and backward pass")

@@ -28,6 +28,22 @@ def test_features_and_projection_are_the_networks_output() -> None:
     torch.testing.assert_close(policy.project(features_bth.flatten(0, 1)), policy.network(seen.flatten(0, 1)))
 
 
+def test_in_bfloat16_what_it_says_and_how_it_learns_are_nearly_the_same_and_wide() -> None:
+    policy, seen = ConvPolicy.named("net3", 6, generator=generator(0, "test")), frames(4, 8)
+    found = []
+    for policy.network.in_bfloat16 in (False, True):
+        logits_na = policy.project(policy.features(seen, torch.full((4,), 8)).flatten(0, 1))
+        assert logits_na.dtype == torch.float32
+        gradient = torch.autograd.grad(logits_na.square().sum(), list(policy.parameters()))
+        assert {part.dtype for part in gradient} == {torch.float32}
+        found.append((logits_na, torch.cat([part.flatten() for part in gradient])))
+        with torch.no_grad():
+            read = policy.reader()(seen[0])
+        torch.testing.assert_close(read.logits_na, logits_na[:8].detach(), rtol=0, atol=1e-4)
+    for wide, narrow in zip(*found, strict=True):
+        assert 0 < (narrow - wide).norm() < 0.02 * wide.norm()
+
+
 def test_without_a_gradient_states_are_read_in_chunks() -> None:
     policy, seen = ConvPolicy.named("net3", 6, generator=generator(0, "test")), frames(1, CHUNK + 3)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from opdbench import registry, run
+from opdbench import registry, run, worlds
 from opdbench.actors import Student
 from opdbench.conformance import check_task
 from opdbench.errors import UserError
@@ -26,7 +26,7 @@ from opdbench.seeds import generator
 from opdbench.store import pack, unpack
 from opdbench.tasks.atari import Atari
 from opdbench.tasks.atari_scores import RANDOM_HUMAN, human_normalised
-from tests.test_run import Watcher
+from tests.test_run import Watcher, plan_of
 
 vector_env = pytest.importorskip("ale_py.vector_env", reason="the extra `atari` is not installed")
 METHODS = {"policy-distillation": "net1", "student-distill": "net2", "dagger": "net3", "gkd": "net2", "kd": "teacher",
@@ -262,3 +262,11 @@ def test_human_normalised_scores(shared_data: Path) -> None:
 @pytest.mark.parametrize("track", ["v5-sticky", "v4-nosticky"])
 def test_the_conformance_suite_passes_it(track: str) -> None:
     assert [check for check in check_task(registry.load("task", f"atari/pong@{track}")) if not check.passed] == []
+
+
+def test_a_run_in_bfloat16_computes_pixels_in_it_and_keeps_wide_weights() -> None:
+    world = worlds.build(plan_of("gkd", "dtype=bfloat16", task="atari/pong@v5-sticky"))
+    for policy in (world.student, world.teacher):
+        assert policy.network.in_bfloat16 and {part.dtype for part in policy.parameters()} == {torch.float32}
+    numbers = worlds.build(plan_of("gkd", "dtype=bfloat16", task="cartpole")).student
+    assert {part.dtype for part in numbers.parameters()} == {torch.float32}
