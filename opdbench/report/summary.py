@@ -56,8 +56,10 @@ def advice(record: Record, place: str) -> str:
 
 def _scores(record: Record) -> str:
     modes = list(record.before) or list(record.after)
-    rows = [[phase, *(_cell(getattr(record, phase).get(mode)) for mode in modes)] for phase in _PHASES
-            if getattr(record, phase)]
+    phases = {phase: scores for phase in _PHASES if (scores := getattr(record, phase))}
+    # Returns of a few episodes can be all 0 or 1 by chance, and are no shares because of that.
+    shares = all(score.interval == "wilson" for scores in phases.values() for score in scores.values())
+    rows = [[phase, *(_cell(scores.get(mode), shares) for mode in modes)] for phase, scores in phases.items()]
     if record.gap_recovered:
         rows.append(["gap recovered", *(_gap(record.gap_recovered.get(mode)) for mode in modes)])
     if not rows:
@@ -98,10 +100,10 @@ def _plain(score: Score | None, name: str) -> str:
     return f"{score.extra[name]:.4g}" if score is not None and name in score.extra else "-"
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: Score | None, share: bool) -> str:
     if score is None:
         return "-"
-    if score.interval == "wilson":
+    if share:
         return f"{100 * score.mean:5.1f}%  ({100 * score.low:.1f} to {100 * score.high:.1f}, n={score.n})"
     return f"{score.mean:7.1f}  ({score.low:.1f} to {score.high:.1f}, n={score.n})"
 

@@ -21,3 +21,11 @@ def test_a_record_without_further_scores_has_no_such_table() -> None:
         for score in phase.values():
             score.extra = {}
     assert "ALSO" not in summary(record, "here")
+
+
+def test_returns_that_happen_to_be_0_and_1_are_no_shares() -> None:
+    record = Record.model_validate_json(RECORD.read_text())
+    assert "%  (" in summary(record, "here")
+    record.teacher["greedy"].interval, record.teacher["greedy"].mean = "t", 6.9
+    shown = summary(record, "here")
+    assert "%  (" not in shown and "    6.9  (" in shown
