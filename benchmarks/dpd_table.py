@@ -93,7 +93,8 @@ def table(curves: dict[str, list[list[float]]], per_round: int) -> list[str]:
     """Markdown: medians over grids of the steps until half and 90% of the gap; how many times fewer than teacher-driven
     distillation needs to 90%, as geometric mean over the grids where both get there; and the mean share at the end."""
     lines = ["| objective | steps to 50% | steps to 90% | grids that got there "
-             "| times faster than `teacher` to 90% (95%) | share at the end (worst) |", "| --- | --: | --: | --: | --: | --: |"]
+             "| times faster than `teacher` to 90% (95%) | share at the end (worst) |",
+             "| --- | --: | --: | --: | --: | --: |"]
     until = {name: [[steps_until(run, level, per_round) for run in runs] for level in (0.5, 0.9)]
              for name, runs in curves.items()}
     for name, runs in curves.items():

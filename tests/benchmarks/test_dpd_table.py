@@ -29,7 +29,8 @@ def test_objectives_are_compared_with_teacher_driven_distillation_grid_by_grid()
 
 
 def test_the_command_plays_its_grids_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--grids", "2", "--size", "4", "--rounds", "4", "--batch", "2", "--horizon", "8", "--only", "teacher", "--only", "on-policy", "--jobs", "2"])
+    main(["--grids", "2", "--size", "4", "--rounds", "4", "--batch", "2", "--horizon", "8", "--jobs", "2",
+          "--only", "teacher", "--only", "on-policy"])
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["| teacher", "| on-policy"]
 
 
