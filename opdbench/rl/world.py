@@ -217,19 +217,18 @@ def evaluate(task: ControlTask, policy: Policy, *, split: Split = "test", mode: 
         episodes = [_Episode(number, mode, episode_seed(task, split, number),
                              seeds.generator(seed, "evaluation", split, mode, number))
                     for number in (range(n) if watched is None else [watched.number])]
-        played = _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes), watched)
-        return [outcome._replace(extra=task.further(outcome.score)) for outcome in played]
-    generator = seeds.generator(seed, "evaluation", split, mode)
-    outcomes: list[Outcome] = []
-    for first in range(0, n, PARALLEL_EPISODES):
-        numbers = range(first, min(n, first + PARALLEL_EPISODES))
-        episode_seeds = [episode_seed(task, split, number) for number in numbers]
-        returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator, first, watched)
-        outcomes += [
-            Outcome(f"episode-{number}", mode, float(returns_n[row]), int(simulators.step_n[row]),
-                    bool(truncated_n[row]), None, task.further(float(returns_n[row])))
-            for row, number in enumerate(numbers)]
-    return outcomes
+        outcomes = _play_in_turn(simulators, policy, episodes, temperature, min(n, task.parallel_episodes), watched)
+    else:
+        outcomes, generator = [], seeds.generator(seed, "evaluation", split, mode)
+        for first in range(0, n, PARALLEL_EPISODES):
+            numbers = range(first, min(n, first + PARALLEL_EPISODES))
+            episode_seeds = [episode_seed(task, split, number) for number in numbers]
+            returns_n, truncated_n = _play(simulators, policy, episode_seeds, temperature, generator, first, watched)
+            outcomes += [
+                Outcome(f"episode-{number}", mode, float(returns_n[row]), int(simulators.step_n[row]),
+                        bool(truncated_n[row]), None, {})
+                for row, number in enumerate(numbers)]
+    return [outcome._replace(extra=task.further(outcome.score)) for outcome in outcomes]
 
 
 def _play(simulators: Simulators, policy: Policy, episode_seeds: list[int], temperature: float, generator: Generator,
