@@ -15,7 +15,7 @@ import pytest
 from opdbench.cli import main as cli
 from opdbench.errors import UserError
 
-SECONDS = 0.6  # of CPU, within which `--help` and `list` must have answered: it reads the source of a hundred classes
+SECONDS = 0.8  # of CPU, within which `--help` and `list` must have answered: twice what reading a hundred classes takes
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def children_seconds() -> float:
 def test_help_and_list_answer_at_once(words: list[str]) -> None:
     """The wall time where that is short; on a busy machine, where it measures the neighbours, the CPU time."""
     shortest = float("inf")
-    for _ in range(3):
+    for _ in range(5):
         wall, cpu = time.perf_counter(), children_seconds()
         assert run(*words).returncode == 0
         shortest = min(shortest, time.perf_counter() - wall, children_seconds() - cpu)
