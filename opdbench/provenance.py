@@ -12,7 +12,7 @@ import opdbench
 
 # Packages whose version can move a result; what is not installed is left out.
 PACKAGES = ("opdbench", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gymnasium", "box2d", "mujoco",
-            "ale-py", "reasoning-gym", "datasets", "stable-baselines3", "peft", "bitsandbytes")
+            "ale-py", "MinAtar", "reasoning-gym", "datasets", "stable-baselines3", "peft", "bitsandbytes")
 CODE = ("opdbench", "baselines", "tasks", "configs", "pyproject.toml")
 
 

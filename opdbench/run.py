@@ -25,7 +25,7 @@ from opdbench.schema.record import Phase, Record, Status, Times, gap_recovered
 from opdbench.schema.spec import Recipe
 from opdbench.scores import scores
 from opdbench.signals import Cancelled, signals
-from opdbench.store import RunFolder, read_outcomes
+from opdbench.store import RunFolder, read_outcomes, task_folder
 from opdbench.world import World
 
 CURVE_POINTS = 200  # of the diagnostics that a record keeps
@@ -45,7 +45,7 @@ class Watcher(Protocol):
 def run_folder(results: Path, recipe: Recipe) -> RunFolder:
     """`results/<task>/<method>/s<seed>-<id>`."""
     name = f"s{recipe.seed}-{recipe.digest()[:12]}"
-    return RunFolder(results / recipe.task.partition("@")[0].replace("/", "-") / recipe.method / name)
+    return RunFolder(results / task_folder(recipe.task) / recipe.method / name)
 
 
 def execute(plan: Plan, folder: RunFolder, watcher: Watcher, *, fresh: bool = False) -> Record:

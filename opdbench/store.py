@@ -104,7 +104,12 @@ class Whole(NamedTuple):
 def run_path(record: Record) -> Path:
     """`<task>/<method>/s<seed>-<id>`: where a run lies below the results folder."""
     recipe = record.recipe
-    return Path(recipe.task.partition("@")[0].replace("/", "-"), recipe.method, f"s{recipe.seed}-{record.id}")
+    return Path(task_folder(recipe.task), recipe.method, f"s{recipe.seed}-{record.id}")
+
+
+def task_folder(task: str) -> str:
+    """The name of a task's folder. Not every system allows a colon in it: `minatar:freeway@1` is `minatar-freeway`."""
+    return task.partition("@")[0].translate({ord("/"): "-", ord(":"): "-"})
 
 
 def read_record(path: Path) -> Record:

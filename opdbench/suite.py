@@ -58,16 +58,17 @@ class Choice(NamedTuple):
 def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs: int, known: dict[str, Any],
          say: Say) -> dict[tuple[str, str], Choice]:
     """The best value of the tuned setting for each (task, arm): the highest greedy validation score when the budget is
-    spent, in the mean over the tasks where the suite tunes jointly (`places` then holds all of an arm's); the smaller
+    spent, in the mean over several tasks where the suite tunes jointly (their choices are found as well); the smaller
     value where two are equal. What `known` (an earlier `choices_as_json`) has is not run again."""
     assert suite.tune is not None
+    runs = {place: None for other in places for place in suite.tuned_with(*other)}  # a dict, for the order
     grid = suite.tune.values
     extra = ("evaluation.examples=2", "evaluation.sampled=false", "evaluation.curve_points=1",
              f"evaluation.curve_examples={suite.tune.examples}")
-    scores = {place: earlier for place in places if (earlier := _known(known, place, grid)) is not None}
+    scores = {place: earlier for place in runs if (earlier := _known(known, place, grid)) is not None}
     found: dict[tuple[str, str], dict[str, float | None]] = {}
     wanted = [job(suite, task, arm, suite.tune.seed, value, results, extra)
-              for task, arm in places if (task, arm) not in scores for value in grid]
+              for task, arm in runs if (task, arm) not in scores for value in grid]
     for done in run_all(wanted, jobs=jobs, say=say):
         score = None
         if done.status == "completed" and done.record is not None:
@@ -75,7 +76,7 @@ def tune(suite: Suite, results: Path, places: Sequence[tuple[str, str]], *, jobs
         found.setdefault((done.job.task, done.job.arm), dict.fromkeys(f"{value:g}" for value in grid))[
             f"{done.job.value:g}"] = score
     scores |= found
-    return {place: Choice(value, scores[place]) for place in places
+    return {place: Choice(value, scores.get(place, {})) for place in {**dict.fromkeys(places), **runs}
             if (value := suite.tune.best([scores[other] for other in suite.tuned_with(*place)])) is not None}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
+from pydantic import ValidationError
 
 from opdbench import registry
 from opdbench.cli.main import main
@@ -155,6 +156,21 @@ def test_a_joint_choice_is_the_best_over_all_tasks_of_an_arm(tmp_path: Path) -> 
     assert {place: choice.value for place, choice in found.items()} == {
         ("text-maze", "sft"): 0.001, ("chain-sum", "sft"): 0.001, ("chain-sum", "gkd"): 0.01}
     assert found["chain-sum", "sft"].scores == scores["chain-sum", "sft"]
+
+
+def test_one_task_may_choose_for_all(tmp_path: Path) -> None:
+    told = {"title": "t", "tasks": {"text-maze": {"budget": "steps=1"}, "chain-sum": {"budget": "steps=1"}},
+            "arms": {"sft": {"method": "sft"}}, "tune": {"values": [0.001, 0.01], "seed": 9, "joint": ["text-maze"]}}
+    suite = Suite.model_validate(told)
+    known = choices_as_json(suite, {("text-maze", "sft"): Choice(0.0, {"0.001": 0.5, "0.01": 0.9})})
+    found = tune(suite, tmp_path, [("chain-sum", "sft")], jobs=1, known=known, say=print)
+    assert found == {("chain-sum", "sft"): Choice(0.01, {}), ("text-maze", "sft"): Choice(0.01, {
+        "0.001": 0.5, "0.01": 0.9})}
+    told["arms"] = {"sft": {"method": "sft", "tasks": ["chain-sum"]}}
+    with pytest.raises(ValidationError, match="sft runs on none of the tasks that choose its lr"):
+        Suite.model_validate(told)
+    with pytest.raises(ValidationError, match="the task text-mazes is to choose lr"):  # beside one that there is
+        Suite.model_validate({**told, "tune": {**told["tune"], "joint": ["chain-sum", "text-mazes"]}})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(("words", "word"), [

@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace) -> int:
         return [_greedy(ended[seed][line.stage].record, line.phase).mean for seed in seeds]
 
     def written(line: Line) -> list[str]:
-        shares = _greedy(ended[seeds[0]][line.stage].record, line.phase).interval == "wilson"
+        shares = all(_greedy(ended[seed][line.stage].record, line.phase).interval == "wilson" for seed in seeds)
         factor, sign = (100, "%") if shares else (1, "")
         return [line.label, f"{factor * fmean(scores(line)):.1f}{sign}",
                 " ".join(f"{factor * score:.1f}" for score in scores(line))]

@@ -35,8 +35,7 @@ def execute(args: argparse.Namespace) -> int:
     choices, file = {}, results / "suites" / f"{name}.json"
     if suite.tune is not None:
         known = json.loads(file.read_text()) if file.exists() and not args.fresh else {}
-        tuned = [place for place in suite.places() if any(place in suite.tuned_with(*one) for one in places)]
-        choices = suites.tune(suite, results.with_name(f"{results.name}-tuning"), tuned, jobs=args.jobs, known=known,
+        choices = suites.tune(suite, results.with_name(f"{results.name}-tuning"), places, jobs=args.jobs, known=known,
                               say=say)
         kept = {tuple(place.split("/", 1)): suites.Choice(entry["value"], entry["scores"])
                 for place, entry in known.get("choices", {}).items()}

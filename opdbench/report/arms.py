@@ -144,7 +144,8 @@ def is_of(preset: str | None, settings: Mapping[str, Any], run: Run) -> bool:
     recipe, origins = run.record.recipe, run.record.origins
     presets = {origin for origin in origins.values() if origin.startswith("preset ")}
     by_preset = {key.rpartition(".")[2] for key, origin in origins.items() if origin in presets}
-    values = {**recipe.task_params, **recipe.evaluation.model_dump(), **recipe.training.model_dump(), **recipe.params}
+    values = {**run.record.execution.model_dump(), **recipe.task_params, **recipe.evaluation.model_dump(),
+              **recipe.training.model_dump(), **recipe.params}
     return (presets == ({f"preset {preset}"} if preset else set())
             and changed(run.record).keys() - by_preset <= settings.keys()
             and all(name in values and values[name] == value for name, value in settings.items()))

@@ -16,6 +16,7 @@ import yaml
 from opdbench.errors import UserError
 from opdbench.report.runs import Run
 from opdbench.schema.record import Score
+from opdbench.store import task_folder
 
 EEE_VERSION = "0.3.0"  # of every_eval_ever's eval.schema.json
 LIBRARY = "opdbench"
@@ -56,7 +57,7 @@ def every_eval_ever(run: Run, organization: str, model: str) -> tuple[str, dict[
     if not (slash and owner and name) or "/" in name or ".." in model:
         raise UserError(f"{model!r} names no model", "write --model OWNER/NAME")
     finished = str(_seconds(record.times.finished or record.times.started))
-    task = recipe.task.partition("@")[0].replace("/", "-")
+    task = task_folder(recipe.task)
     results = [_result(run, mode) for mode in record.after]
     content = {
         "schema_version": EEE_VERSION, "evaluation_id": f"{task}/{model}/{finished}", "evaluation_timestamp": finished,

@@ -39,12 +39,14 @@ class Tuning(Frozen):
     values: list[float] = Field(min_length=2, description="the grid, the same for all")
     seed: int = Field(ge=0, description="not one of the suite's seeds")
     examples: int = Field(200, ge=1, description="validation problems, answered greedily when the budget is spent")
-    joint: bool = Field(False, description="one value for all tasks of an arm, the one of the highest mean score, "
-                                            "instead of one for each task")
+    joint: bool | list[str] = Field(False, description="one value for all tasks of an arm, the one of the highest mean "
+                                    "score over them, or over the tasks that are named; instead of one for each task")
 
     def best(self, scores: Sequence[Scores]) -> float | None:
         """The value of the highest mean score over the places whose scores are given, among those that failed in none;
-        the smaller of two that are equal; None where all failed somewhere."""
+        the smaller of two that are equal; None where all failed somewhere, or there are no scores."""
+        if not scores:
+            return None
         columns = [(value, [of.get(f"{value:g}") for of in scores]) for value in self.values]
         means = [(sum(known) / len(known), -value) for value, found in columns
                  if len(known := [score for score in found if score is not None]) == len(found)]
@@ -67,12 +69,21 @@ class Suite(Frozen):
         for name, arm in self.arms.items():
             for task in sorted(set(arm.tasks or ()) - set(self.tasks)):
                 raise ValueError(f"arm {name} names the task {task}, and the suite's are {', '.join(self.tasks)}")
+        if self.tune is not None and isinstance(self.tune.joint, list):
+            for task in sorted(set(self.tune.joint) - set(self.tasks)):
+                raise ValueError(f"the task {task} is to choose {self.tune.key}, and the suite's are "
+                                 f"{', '.join(self.tasks)}")
+            for place in self.places():
+                if not self.tuned_with(*place):
+                    raise ValueError(f"arm {place[1]} runs on none of the tasks that choose its {self.tune.key}, "
+                                     f"{', '.join(self.tune.joint)}")
         return self
 
     def tuned_with(self, task: str, arm: str) -> list[tuple[str, str]]:
         """(task, arm), the pairs whose scores choose this one's setting."""
-        joint = self.tune is not None and self.tune.joint
-        return [place for place in self.places() if place[1] == arm and (joint or place[0] == task)]
+        joint = self.tune.joint if self.tune is not None else False
+        tasks = joint if isinstance(joint, list) else list(self.tasks) if joint else [task]
+        return [place for place in self.places() if place[1] == arm and place[0] in tasks]
 
     def places(self) -> list[tuple[str, str]]:
         """(task, arm), every pair that the suite runs."""

@@ -57,6 +57,14 @@ def lines(found: board.Built) -> list[Standing]:
     return [line for line in found.entries if isinstance(line, Standing)]
 
 
+@pytest.mark.parametrize(("dtype", "ranked"), [("float32", 2), ("bfloat16", 0)])
+def test_what_a_suite_says_of_the_computation_decides_which_runs_are_its_own(
+        dtype: str, ranked: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITE, "tasks", {task: {"budget": "steps=10", "set": [f"dtype={dtype}"]} for task in TASKS})
+    write(folder)
+    assert len([line for line in lines(built(folder)) if line.rank is not None]) == ranked
+
+
 def test_the_mean_over_tasks_of_the_chosen_setting_ranks(folder: Path) -> None:
     found = built(folder)
     good, poor, half = lines(found)
@@ -84,6 +92,15 @@ def test_tables_are_deterministic_and_say_what_is_missing(folder: Path) -> None:
     content = json.loads(found.files["table.json"])
     assert content["entries"][0]["tasks"]["play@1"]["gap_recovered"]["mean"]["mean"] is not None
     assert found.files["table.csv"].count("\n") == 1 + 3 + 5
+
+
+def test_a_choice_without_the_scores_that_made_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITE["tune"], "joint", ["toy"])  # type: ignore[arg-type]
+    write(folder)
+    path = folder / "results" / "suites" / "pair.json"
+    path.write_text(json.dumps({"choices": {"play/good": json.loads(path.read_text())["choices"]["play/good"]}}))
+    with pytest.raises(UserError, match="is not what the grid of suite pair chooses for play/good"):
+        built(folder)
 
 
 @pytest.mark.parametrize(("choices", "says"), [
