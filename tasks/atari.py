@@ -71,6 +71,8 @@ class Atari(ControlTask):
             raise unknown("Atari game", argument, known)
         found = super().named(game)
         found.yardstick = RANDOM_HUMAN.get(game)  # type: ignore[attr-defined]
+        if game in REMEMBERED:
+            found.teacher = f"atari-{game}/teacher"  # it learnt with sticky actions, and plays on both tracks
         return found
 
     def rules(self) -> Rules:
@@ -135,7 +137,6 @@ class AtariSticky(Atari):
     def named(cls, argument: str) -> type[Task]:
         found = super().named(argument)
         if argument in REMEMBERED:
-            found.teacher = f"atari-{argument}/teacher"
             found.teacher_recipe = _taught(argument)  # type: ignore[attr-defined]
         return found
 

@@ -49,16 +49,26 @@ class Memory(NamedTuple):
         cells: addresses, as Anand et al. 2019 (arXiv 1906.08226, the Atari Annotated RAM Interface) list them.
         numbers: what a player sees of their last `STACK` values: uint8 [N, STACK, cells] to float32 [N, width].
         width: how many numbers.
+        blur: standard deviation, in the console's pixels, of what a learner misjudges places by.
     """
 
     cells: tuple[int, ...]
     numbers: Callable[[Bytes], Numbers]
     width: int
+    blur: float = 0.0
+
+    def blurred(self, memory_sc: Bytes, rng: np.random.Generator) -> Bytes:
+        """Places as who sees pictures would judge them; 0 is nowhere, and stays it."""
+        place_sc = memory_sc + np.rint(rng.normal(0, self.blur, memory_sc.shape)).astype(np.int64)
+        return np.where(memory_sc > 0, place_sc.clip(1, 255), 0).astype(np.uint8)
 
 
 MEMORY: Mapping[str, Memory] = {
     "breakout": Memory((72, 99, 101), _breakout, 15),  # the paddle across, the ball across and down
-    "pong": Memory((51, 50, 49, 54), _pong, 18),  # the player's paddle, the opponent's, the ball across and down
+    # The player's paddle, the opponent's, the ball across and down. A player that learns from exact places relies on
+    # them: misjudged by one pixel each it falls from 18.9 to 15.8. Who imitates it from pictures samples 7.2, and 10.0
+    # where it learnt from blurred places.
+    "pong": Memory((51, 50, 49, 54), _pong, 18, blur=1.5),
 }
 
 
@@ -156,6 +166,8 @@ class MemoryGame(gymnasium.Env[Any, Any]):
     def _observation(self) -> Any:
         memory_sc = self._console.memory_sc
         if not self._pictures:
+            if self._learning and self._memory.blur:
+                memory_sc = self._memory.blurred(memory_sc, self.np_random)
             return self._memory.numbers(memory_sc[None])[0]
         seen = np.zeros(self.observation_space.shape or (), np.uint8)
         seen[:, :-1], seen[:, -1, :memory_sc.shape[1]] = self._console.picture_s, memory_sc

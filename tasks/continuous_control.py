@@ -46,7 +46,7 @@ class _MuJoCo(GymControl):
     """A body of gymnasium's on MuJoCo, whose numbers are positions first, then speeds."""
 
     license = "MIT (gymnasium), Apache-2.0 (MuJoCo, which is not part of opdbench)"
-    teacher = None  # none ships yet: opdbench teacher train TASK
+    teacher: ClassVar[str | None] = None  # hopper: opdbench teacher train hopper
     max_episode_steps = 1_000
     student_hidden: ClassVar[Sequence[int]] = (64, 64)
     training: ClassVar[Mapping[str, Any]] = {"lr": 3e-3, "schedule": "linear", "batch": 16, "horizon": 64}
@@ -91,6 +91,7 @@ class HalfCheetah(_MuJoCo):
     source = "gymnasium HalfCheetah-v5 (MuJoCo); Wawrzynski, 2009"
     protocol = ("Undiscounted return of full episodes of 1,000 steps; torques are clipped to -1 and 1. "
                 "Episode k always starts from the same state; the first episode of each counts.")
+    teacher = "halfcheetah/teacher"
     env_id = "HalfCheetah-v5"
     student_scale: ClassVar[Sequence[float] | None] = (1.0,) * 8 + (10.0,) * 9
     teacher_recipe = TeacherRecipe(

@@ -16,6 +16,7 @@ from opdbench import registry
 from opdbench.errors import UserError
 from opdbench.schema.record import NORMALISED
 from opdbench.task import ControlTask, Task
+from opdbench.tasks.atari import Atari
 
 if TYPE_CHECKING:
     import gymnasium
@@ -137,6 +138,9 @@ def _checked(argument: str, members: Sequence[type[Task]]) -> list[type[ControlT
                             "its scores could be compared with another task's",
                             "name tasks that have (cartpole, acrobot, mountain-car, lunarlander, the games of Rusu)")
         found.append(member)
+    if len(tracks := {member.name.partition(":")[0] for member in found if issubclass(member, Atari)}) > 1:
+        raise UserError(f"several:{argument} mixes {' and '.join(sorted(tracks))}, whose scores do not compare",
+                        "name games of one track, like several:atari-v4-nosticky:pong+breakout")
     return found
 
 

@@ -54,15 +54,18 @@ def test_list_and_show(empty: list[str], capsys: pytest.CaptureFixture[str]) -> 
 def test_plan_prices_what_is_missing(empty: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["paper", "plan", "policy_distillation", "--json", *empty]) == 0
     needed = json.loads(capsys.readouterr().out)
+    pong = [f"pong --only atari-v4-nosticky:pong/{arm}" for arm in ("mse-net1", "nll-net1", "kl-net1", "kl-net2",
+                                                                    "kl-net3")]
     losses = [f"rusu --only {task}/{arm}" for arms in (("kl", "nll"), ("mse",))
               for task in ("lunarlander", "cartpole", "grid-world") for arm in arms]
     sizes = [f"compression --only lunarlander/{arm}" for arm in ("net3", "net1")]
     few = [f"gym --only {task}/{arm}" for task in ("cartpole", "acrobot", "lunarlander") for arm in ("kd", "sft")]
-    assert [need["command"] for need in needed] == [f"opdbench run suite:{each}" for each in (*losses, *sizes, *few)]
+    assert [need["command"] for need in needed] == [f"opdbench run suite:{each}"
+                                                    for each in (*pong, *losses, *sizes, *few)]
     assert all(need["runs"] == 5 + 3 * (need["suite"] == "gym") and need["cost_of_one"]["flops"] > 1e6
                for need in needed)
     assert main(["paper", "plan", "policy_distillation", "--profile", "gpu-80g", *empty]) == 0
-    assert "103 to make, 0 there" in capsys.readouterr().out
+    assert "128 to make, 0 there" in capsys.readouterr().out
 
 
 def test_what_no_run_stands_beside_says_why(empty: list[str], capsys: pytest.CaptureFixture[str]) -> None:

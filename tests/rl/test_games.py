@@ -32,7 +32,7 @@ from opdbench.rl.games_world import fresh_games_student
 from opdbench.rl.load import load_policy
 from opdbench.rl.world import evaluate
 from opdbench.rollouts import Rollouts
-from opdbench.store import pack, unpack
+from opdbench.store import pack, task_folder, unpack
 from tests.enumerable import context, generator, interrupted, make, near
 from tests.rl.games import Both, counting, right_pays, student, world
 from tests.test_run import Watcher
@@ -291,6 +291,9 @@ def test_the_form_with_the_track_behind_an_at_can_be_written_for_every_game() ->
     pytest.importorskip("ale_py.vector_env", reason="the extra `atari` is not installed")
     task = registry.load("task", "several:atari/pong@v5-sticky+atari/breakout@v5-sticky")
     assert task().id == "several:atari-v5-sticky:pong+breakout@1" == registry.load("task", task().id)().id
+    with pytest.raises(UserError, match="mixes atari-v4-nosticky and atari-v5-sticky"):
+        registry.load("task", "several:atari-v5-sticky:pong+atari-v4-nosticky:breakout")
+    assert task_folder(task().id) == "several-atari-v5-sticky-pong+breakout"  # no colon, which Windows forbids
     assert [game.name for game in task().games()] == ["atari-v5-sticky:pong", "atari-v5-sticky:breakout"]
     assert untrusted.TASK_NAME.fullmatch(task().id) and task.Params().controller == 128
     assert [game.params.max_frames for game in task(params=task.Params(max_frames=40)).games()] == [40, 40]

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from opdbench.actors import Student
 from opdbench.conformance import check_task
 from opdbench.errors import UserError
 from opdbench.frames import FrameStacks
+from opdbench.models import shipped_models
 from opdbench.resolve import Request, resolve
 from opdbench.rl.conv_policy import ConvPolicy
 from opdbench.rl.environments import Environments
@@ -231,6 +233,15 @@ def test_a_teacher_is_trained_and_goes_on_from_its_checkpoint(tmp_path: Path, mo
     teacher = load_policy(tmp_path / "teacher")
     assert isinstance(teacher, ConvPolicy) and teacher.architecture.channels == (16, 32, 32)
     assert (tmp_path / "teacher" / "policy.safetensors").stat().st_size < 4e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("game", "least"), [("pong", 18), ("breakout", 100)])
+def test_a_teacher_that_learnt_with_sticky_actions_plays_without_as_well(game: str, least: float) -> None:
+    task = task_of(f"atari/{game}@v4-nosticky")
+    assert task.teacher is not None and task.teacher == task_of(f"atari/{game}@v5-sticky").teacher
+    teacher = load_policy(shipped_models()[task.teacher])
+    assert fmean(outcome.score for outcome in evaluate(task, teacher, mode="greedy", n=8, seed=0)) > least
 
 
 @pytest.mark.slow

@@ -76,6 +76,22 @@ def test_a_lost_life_ends_an_episode_for_the_learner_while_the_game_goes_on() ->
     assert ends[0][-1] == ends[1][0]  # five lives are one game
 
 
+@pytest.mark.parametrize("game", sorted(MEMORY))
+def test_only_a_learner_misjudges_places_and_by_what_is_said(game: str) -> None:
+    memory, rng = MEMORY[game], np.random.default_rng(0)
+    place_sc = np.broadcast_to(np.array([0, 1, 100, 255], np.uint8)[:, None], (4, len(memory.cells)))
+    found_nsc = np.stack([memory.blurred(place_sc, rng) for _ in range(2_000)]).astype(int)
+    assert not found_nsc[:, 0].any() and found_nsc[:, 1:].min() >= 1
+    assert memory.blurred(place_sc, rng).dtype == np.uint8  # as the console's bytes
+    assert found_nsc[:, 2].std() == pytest.approx(np.hypot(memory.blur, 12**-0.5) if memory.blur else 0, rel=0.05)
+    seen = []
+    for learning in (False, True):
+        env = MemoryGame(rules(game), learning=learning)
+        env.reset(seed=3)
+        seen.append(np.stack([env.step(env.action_space.n - 1)[0] for _ in range(40)]))
+    assert np.array_equal(*seen) == (memory.blur == 0)
+
+
 def test_a_game_whose_memory_is_not_understood() -> None:
     with pytest.raises(UserError, match="seaquest"):
         registry.load("task", "atari-memory:seaquest")
