@@ -87,13 +87,14 @@ class ConvNetwork(nn.Module):
         in every one of them, and calling them as modules, would take as long as a convolution."""
         own = self.hidden.weight.dtype
         dtype = torch.bfloat16 if self.in_bfloat16 else own
-        layers = [(layer.weight.to(dtype), None if layer.bias is None else layer.bias.to(dtype), layer.stride)
-                  for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
+        scales = (255, 1, 1)  # pixels are not divided, but the weights that first meet them, which are fewer
+        layers = [((layer.weight / scale).to(dtype), None if layer.bias is None else layer.bias.to(dtype), layer.stride)
+                  for layer, scale in zip(self.convolutions, scales, strict=True) if isinstance(layer, nn.Conv2d)]
         weight, bias = self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
         controller = self.controllers[game] if self.architecture.controller else None
 
         def features(frames_n: Tensor) -> Tensor:
-            x = frames_n.to(dtype, copy=True).div_(255)
+            x = frames_n.to(dtype)
             for kernel, offset, stride in layers:
                 x = torch.conv2d(x, kernel, offset, stride).relu_()
             x = linear(x.flatten(1), weight, bias).relu_().to(own)
