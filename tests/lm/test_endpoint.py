@@ -56,19 +56,19 @@ BUSY = says("503 Service Unavailable", '{"error": {"message": "starting"}}', "Re
 
 
 def never(connection: socket.socket) -> None:
-    time.sleep(2)
+    time.sleep(20)
 
 
 def drips(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    for _ in range(40):
+    for _ in range(400):
         connection.sendall(b" ")
         time.sleep(0.05)
 
 
 def drips_headers(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    for number in range(40):
+    for number in range(400):
         connection.sendall(f"X-{number}: 1\r\n".encode())
         time.sleep(0.05)
 
@@ -107,7 +107,7 @@ def test_time_is_up_however_the_server_spends_it(answer: Answer) -> None:
         began = time.monotonic()
         with pytest.raises(UserError, match=r"gave no whole answer within 0\.2 s \(1 attempt\)") as raised:
             Endpoint(url, timeout=0.2, attempts=1).call("/models")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 10
     assert "teacher_timeout" in str(raised.value.fix)
 
 

@@ -65,7 +65,7 @@ def test_any_text_is_searched_in_one_pass() -> None:
     began = time.process_time()
     for text in ("\\boxed{" * 100_000, "{" * 500_000, "}" * 500_000, "\\" * 500_000, "\\boxed{1}" * 50_000):
         last_box(text)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 20  # and not hours
 
 
 @pytest.mark.usefixtures("verified")
