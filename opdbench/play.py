@@ -197,7 +197,7 @@ def _policies(run: Run, task: ControlTask, source: Source) -> dict[Phase, Policy
     record, recipe = run.record, run.record.recipe
     trained = run.path / "student"
     if not trained.is_dir():
-        again = Path("again", run_path(record))
+        again = Path("again", run_path(record.recipe, record.id))
         raise UserError(f"the weights of the student are not here: there is no {trained}, as records are kept without",
                         f"{record.command} --results again makes them; then opdbench play {again}")
     named = _teacher(recipe, task, source)

@@ -25,7 +25,7 @@ from opdbench.schema.record import Phase, Record, Status, Times, gap_recovered
 from opdbench.schema.spec import Recipe
 from opdbench.scores import scores
 from opdbench.signals import Cancelled, signals
-from opdbench.store import RunFolder, read_outcomes, task_folder
+from opdbench.store import RunFolder, read_outcomes, run_path
 from opdbench.world import World
 
 CURVE_POINTS = 200  # of the diagnostics that a record keeps
@@ -44,8 +44,7 @@ class Watcher(Protocol):
 
 def run_folder(results: Path, recipe: Recipe) -> RunFolder:
     """`results/<task>/<method>/s<seed>-<id>`."""
-    name = f"s{recipe.seed}-{recipe.digest()[:12]}"
-    return RunFolder(results / task_folder(recipe.task) / recipe.method / name)
+    return RunFolder(results / run_path(recipe, recipe.run_id()))
 
 
 def execute(plan: Plan, folder: RunFolder, watcher: Watcher, *, fresh: bool = False) -> Record:
@@ -198,10 +197,10 @@ class _Run:
     def _first_record(self, earlier: Record | None) -> Record:
         """`started`; an interrupted run keeps what it had evaluated before training."""
         plan = self.plan
-        digest = self.recipe.digest()
-        record = Record(id=digest[:12], recipe=self.recipe, recipe_sha256=digest, execution=plan.spec.execution,
-                        origins=plan.spec.origins, command=plan.request.command(), provenance=provenance.collect(),
-                        hardware=hardware.probe().as_json(), times=Times(started=_now(), sitting=sitting.current()))
+        record = Record(id=self.recipe.run_id(), recipe=self.recipe, recipe_sha256=self.recipe.digest(),
+                        execution=plan.spec.execution, origins=plan.spec.origins, command=plan.request.command(),
+                        provenance=provenance.collect(), hardware=hardware.probe().as_json(),
+                        times=Times(started=_now(), sitting=sitting.current()))
         if earlier is not None:
             record.times = earlier.times.model_copy(update={"sitting": record.times.sitting})
             record.before, record.teacher = earlier.before, earlier.teacher

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from opdbench import untrusted
 from opdbench.errors import UserError
 from opdbench.schema.record import OutcomeFile, Record
+from opdbench.schema.spec import Recipe
 
 if TYPE_CHECKING:
     from opdbench.world import Outcome
@@ -101,10 +102,9 @@ class Whole(NamedTuple):
     sha256: str  # of the file
 
 
-def run_path(record: Record) -> Path:
+def run_path(recipe: Recipe, run_id: str) -> Path:
     """`<task>/<method>/s<seed>-<id>`: where a run lies below the results folder."""
-    recipe = record.recipe
-    return Path(task_folder(recipe.task), recipe.method, f"s{recipe.seed}-{record.id}")
+    return Path(task_folder(recipe.task), recipe.method, f"s{recipe.seed}-{run_id}")
 
 
 def task_folder(task: str) -> str:

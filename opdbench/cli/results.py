@@ -60,8 +60,8 @@ def _validate(args: argparse.Namespace) -> int:
     for run in map(with_outcomes, runs):
         if run.problem is not None:
             faults.append(Fault(str(run.path), run.problem))
-        elif run.path.absolute().parts[-3:] != run_path(run.record).parts:
-            faults.append(Fault(str(run.path), f"it belongs into {run_path(run.record)}"))
+        elif run.path.absolute().parts[-3:] != (place := run_path(run.record.recipe, run.record.id)).parts:
+            faults.append(Fault(str(run.path), f"it belongs into {place}"))
     counts = Counter(run.record.recipe_sha256 for run in runs)
     faults += [Fault(str(run.path), "there is another record of this run") for run in runs
                if counts[run.record.recipe_sha256] > 1]

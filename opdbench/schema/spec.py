@@ -107,6 +107,10 @@ class Recipe(Frozen):
                 content[role] = content[role]["sha256"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def run_id(self) -> str:
+        """The first 12 digits of the digest, by which people and folders call a run."""
+        return self.digest()[:12]
+
 
 class Execution(Frozen):
     """How it is computed; see the module's docstring for what that may change."""

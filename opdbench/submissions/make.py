@@ -45,7 +45,7 @@ def files_of(runs: Sequence[Run], about: About) -> dict[str, bytes]:
     method_file = f"submissions/{name}/{source.name}"
     paths = {method_file: source}
     for run in runs:
-        folder = f"results/{run_path(run.record)}"
+        folder = f"results/{run_path(run.record.recipe, run.record.id)}"
         paths |= {f"{folder}/{file}": run.path / file
                   for file in (RECORD, *(outcomes.file for outcomes in run.record.outcomes.values()))}
     files = {path: _content(path, file) for path, file in paths.items()}

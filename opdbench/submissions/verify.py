@@ -86,7 +86,7 @@ def verify(bundle: Bundle, place: Place) -> Verdict:
 
 def _read(bundle: Bundle, path: Path) -> Run:
     run = read_run(path)
-    if path != bundle.root / "results" / run_path(run.record) / path.name:
+    if path != bundle.root / "results" / run_path(run.record.recipe, run.record.id) / path.name:
         raise UserError(f"{path.parent.name} is not where a run of its task, method, seed and recipe belongs")
     if run.problem is not None:
         raise UserError(f"{path.parent.name}: {run.problem}")

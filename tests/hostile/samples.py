@@ -74,7 +74,7 @@ def write_run(results: Path, recipe: Recipe, **changes: Any) -> RunFolder:
         hardware={"cpu": "a CPU", "cores": 2, "memory_gib": 8.0, "gpus": [], "platform": "Linux",
                   "driver_problem": None},
         curve=[{"step": 1.0, "loss": 0.5}], validation=[{"step": 4.0, "student_tokens": 400.0, "score": 0.5}])
-    folder = RunFolder(results / run_path(record))
+    folder = RunFolder(results / run_path(record.recipe, record.id))
     for phase in SHARE_RIGHT:
         seed = recipe.seed if phase == "after" else 0
         record.outcomes[phase] = folder.write_outcomes(phase, answers(phase, random.Random(f"{phase} {seed}")))
