@@ -29,11 +29,12 @@ _GUIDE = (
     "Gap recovered is (after - before) / (teacher - before), in each task and its mean over the tasks; the bracket of "
     "that mean is the 95% interval for new seeds and new examples of these tasks. IQM is the interquartile mean over "
     "tasks and seeds, with a stratified bootstrap interval. Closed division: a method's tuned setting is the one that "
-    "its suite's grid chose on validation problems of each task, with a seed of its own. Methods that share a letter "
-    "under tie cannot be told apart (paired differences, Holm over the board at {alpha:g}); rank is one more than the "
-    "number of methods that were shown to be better. Only methods with {seeds} seeds on every task are ranked. "
-    "Detectable is the difference to the first that had an 80% chance to be found; a tie is underpowered where that "
-    "exceeds {effect:g}% of the gap. Costs are of training, means over seeds and sums over tasks.")
+    "its suite's grid chose on validation problems, of each task or of those that choose for all, with a seed of its "
+    "own. Methods that share a letter under tie cannot be told apart (paired differences, Holm over the board at "
+    "{alpha:g}); rank is one more than the number of methods that were shown to be better. Only methods with {seeds} "
+    "seeds on every task are ranked. Detectable is the difference to the first that had an 80% chance to be found; a "
+    "tie is underpowered where that exceeds {effect:g}% of the gap. Costs are of training, means over seeds and sums "
+    "over tasks.")
 
 
 def render(board: SuiteBoard, found: Standings, command: str) -> dict[str, str]:
