@@ -48,12 +48,14 @@ def quantile(value_n: Tensor, share: float) -> Tensor:
 
 def within_range(value_bt: Tensor, mask_bt: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Values on a scale of 0 to 1 between their `low` and `high` quantiles over the batch's decisions, clipped there
-    [B, T]; by default between the least and the greatest. 0 everywhere where the two are equal."""
+    [B, T]; by default between the least and the greatest. 0 everywhere where the two are equal but for rounding, which
+    would otherwise be stretched over the whole scale."""
     if not mask_bt.any():
         return torch.zeros_like(value_bt)
     values_n = value_bt[mask_bt]
     start, end = quantile(values_n, low), quantile(values_n, high)
-    width = (end - start).where(end > start, torch.inf)
+    rounding = 16 * torch.finfo(values_n.dtype).eps * torch.maximum(start.abs(), end.abs())
+    width = (end - start).where(end - start > rounding, torch.inf)
     return masked(((value_bt - start) / width).clamp(0, 1), mask_bt)
 
 

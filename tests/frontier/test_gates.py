@@ -51,6 +51,8 @@ def test_scales_go_from_0_to_1_between_quantiles_and_are_0_without_a_spread() ->
     clipped = weights.within_range(GARBAGE, MASK, 0.2, 0.8)
     assert (clipped[MASK] == 1).sum() > 1 < (clipped[MASK] == 0).sum()
     assert near(weights.within_range(torch.ones(4, 4), MASK), 0.0)
+    rounded = torch.ones(4, 4, dtype=torch.float64).index_fill_(0, torch.tensor([1]), 1 + 2.0**-51)
+    assert near(weights.within_range(rounded, MASK), 0.0)
     assert near(weights.within_range(GARBAGE, torch.zeros_like(MASK)), 0.0)
 
 
