@@ -87,9 +87,10 @@ class ConvNetwork(nn.Module):
         in every one of them, and calling them as modules, would take as long as a convolution."""
         own = self.hidden.weight.dtype
         dtype = torch.bfloat16 if self.in_bfloat16 else own
-        scales = (255, 1, 1)  # pixels are not divided, but the weights that first meet them, which are fewer
-        layers = [((layer.weight / scale).to(dtype), None if layer.bias is None else layer.bias.to(dtype), layer.stride)
-                  for layer, scale in zip(self.convolutions, scales, strict=True) if isinstance(layer, nn.Conv2d)]
+        first = self.convolutions[0]  # its weights are divided by 255 in place of the pixels, which are more
+        layers = [((layer.weight / 255 if layer is first else layer.weight).to(dtype),
+                   None if layer.bias is None else layer.bias.to(dtype), layer.stride)
+                  for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
         weight, bias = self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
         controller = self.controllers[game] if self.architecture.controller else None
 
